@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent/"shared"  # real images and weights, on the project's own machines only
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def notebooks():
+    "All notebooks of the project, slowest first, so that two workers finish together"
+    found = [p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(q.startswith((".", "_")) for q in p.relative_to(ROOT/"nbs").parts)]
+    return sorted(found, key=lambda p: (-p.stat().st_size, p.name))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    "The folder with real data, or a skip that says why"
+    if not (SHARED/"data").exists(): pytest.skip(f"no real data at {SHARED}")
+    return SHARED

@@ -1,0 +1,65 @@
+"Every notebook runs from top to bottom, each in a process of its own; and all keep the rules of the house."
+import ast, collections, json, os, re, subprocess, sys
+from pathlib import Path
+import pytest
+from conftest import ROOT, notebooks
+
+NBS = notebooks()
+every = pytest.mark.parametrize("nb", NBS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
+
+def cells(nb, kind="code"): return [c for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+def source(cell): return "".join(cell["source"])
+def directives(cell): return {l[2:].strip().partition(":")[0].split()[0] for l in source(cell).splitlines() if l.startswith("#|") and l[2:].strip()}
+
+
+@every
+def test_runs(nb):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    res = subprocess.run([str(Path(sys.executable).parent/"nbdev-test"), str(nb)], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-6000:]
+
+
+def test_stems_are_unique():
+    "nbdev drops the number of a notebook's name: 20_data and 30_data would be the same page"
+    stems = collections.Counter(re.sub(r"^\d+[a-z]?_", "", p.stem) for p in NBS)
+    assert [s for s, n in stems.items() if n > 1] == []
+
+
+@every
+def test_title_stands_alone(nb):
+    first = cells(nb, "markdown")[0]
+    assert re.fullmatch(r"# .+\n\n> .+", source(first).strip()), "the first cell is `# Title`, an empty line, `> subtitle`"
+
+
+@every
+def test_no_conflict_markers(nb):
+    assert not re.search(r"^\s*\"?(<{7} |>{7} |={7}$)", nb.read_text(encoding="utf-8"), re.M)
+
+
+@every
+def test_imports_stand_alone(nb):
+    "The docs build executes each cell that imports: it must not need the cells before it"
+    mixed = []
+    for c in cells(nb):
+        try: body = ast.parse(source(c)).body
+        except SyntaxError: continue  # shell magic
+        body = [n.body[0] if isinstance(n, ast.Try) else n for n in body]
+        imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in body]
+        if any(imports) and not all(imports): mixed.append(source(c)[:80])
+    assert mixed == []
+
+
+@every
+def test_outputs_are_real(nb):
+    "No error outputs, plain cells with a value carry it, figures have alt text, and the file stays small"
+    for c in cells(nb):
+        assert not any(o["output_type"] == "error" for o in c["outputs"]), source(c)[:80]
+        if any("image/png" in o.get("data", {}) for o in c["outputs"]): assert "fig-alt" in directives(c), f"no alt text: {source(c)[:80]}"
+    assert nb.stat().st_size < 400_000
+
+
+@every
+def test_nothing_local(nb):
+    "No notebook needs, or shows, a path of the machine that it was made on"
+    text = nb.read_text(encoding="utf-8")
+    assert not re.search(r"/root/|/work/|/home/\w+/", text)

@@ -1,0 +1,105 @@
+"What is installed: wheel, sdist, imports, the public names, the layers."
+import ast, os, subprocess, sys, tarfile, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+from conftest import ROOT
+
+LAYERS = [["labels", "transforms", "backbone", "clustering"], ["losses", "scenes"], ["data", "metrics", "fpn"], ["callback", "segmenter"], ["learner"], ["cli"]]
+WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "losses", "scenes", "data", "metrics", "fpn", "segmenter"]
+
+
+def python(code, *args, **kw):
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code, *args], capture_output=True, text=True, **kw)
+
+
+@pytest.fixture(scope="module")
+def dists(tmp_path_factory):
+    "An sdist, and a wheel built from that sdist"
+    src, out = tmp_path_factory.mktemp("src"), tmp_path_factory.mktemp("dist")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for f in files:
+        if not (ROOT/f).exists() or f.startswith("nbs/"): continue
+        (src/f).parent.mkdir(parents=True, exist_ok=True)
+        (src/f).write_bytes((ROOT/f).read_bytes())
+    res = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(src)], capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr[-3000:]
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+def test_wheel_installs_and_imports(dists, tmp_path):
+    "Installed into an empty folder, the package imports from there, and finds its version and commands"
+    _, wheel = dists
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True)
+    res = python("import sys; sys.path.insert(0, sys.argv[1]); import picie_nb.all as a, picie_nb; print(picie_nb.__file__, picie_nb.__version__, a.picie_learner.__name__)",
+                 str(tmp_path), cwd=tmp_path)
+    assert res.stdout.split() == [str(tmp_path/"picie_nb"/"__init__.py"), _version(), "picie_learner"], res.stderr
+
+
+def test_wheel_metadata(dists):
+    with zipfile.ZipFile(dists[1]) as z:
+        meta = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
+        entry = z.read(next(n for n in z.namelist() if n.endswith("entry_points.txt"))).decode()
+        tops = {n.split("/")[0] for n in z.namelist() if ".dist-info" not in n}
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT/"settings.ini")
+    assert f"Summary: {cfg['DEFAULT']['description']}" in meta and f"Version: {_version()}" in meta
+    for name in ("nbdev", "torch", "torchvision", "fastai", "faiss-gpu", "ipywidgets", "matplotlib"):
+        assert f"Requires-Dist: {name}" in meta, name
+    assert 'faiss-gpu>=1.14; sys_platform == "linux" and platform_machine == "x86_64"' in meta
+    assert 'faiss-cpu>=1.8; sys_platform != "linux" or platform_machine != "x86_64"' in meta
+    assert "picie-train = picie_nb.cli:picie_train" in entry and "picie_nb = picie_nb._modidx:d" in entry
+    assert tops == {"picie_nb"}
+
+
+def test_sdist_has_what_setup_needs(dists):
+    with tarfile.open(dists[0]) as t: names = {n.split("/", 1)[1] for n in t.getnames() if "/" in n}
+    assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def _version():
+    return next(ast.literal_eval(l.split("=")[1].strip()) for l in (ROOT/"picie_nb/__init__.py").read_text().splitlines() if l.startswith("__version__"))
+
+
+def test_public_names():
+    "`from picie_nb.all import *` gives exactly these"
+    res = python("import types; ns = {}; exec('from picie_nb.all import *', ns); "
+                 "print(' '.join(sorted(k for k, v in ns.items() if not k.startswith('_') and not isinstance(v, types.ModuleType))))")
+    assert res.stdout.split() == (ROOT/"tests/public_names.txt").read_text().split(), res.stderr
+
+
+def test_names_do_not_shadow_fastai():
+    res = python("import picie_nb.all as a, fastai.vision.all as f; "
+                 "print([k for k in vars(a) if not k.startswith('_') and hasattr(f, k) and getattr(a, k) is not getattr(f, k)])")
+    assert res.stdout.strip() == "[]", res.stdout+res.stderr
+
+
+@pytest.mark.parametrize("module", WITHOUT_FASTAI)
+def test_imports_without_fastai(module):
+    res = python(f"import sys; sys.modules['fastai'] = None; import picie_nb.{module}")
+    assert res.returncode == 0, res.stderr
+
+
+@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m != "metrics"])
+def test_does_not_load_fastai(module):
+    "Even where fastai is installed, the lower modules do not pay for it"
+    res = python(f"import sys, picie_nb.{module}; print([m for m in sys.modules if m.split('.')[0] == 'fastai'])")
+    assert res.stdout.strip() == "[]", res.stdout+res.stderr
+
+
+def test_imports_go_down():
+    level = {m: i for i, ms in enumerate(LAYERS) for m in ms}
+    wrong = []
+    for m in level:
+        for n in ast.walk(ast.parse((ROOT/f"picie_nb/{m}.py").read_text())):
+            if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("picie_nb."):
+                other = n.module.split(".")[1]
+                if level[other] >= level[m]: wrong.append(f"{m} imports {other}")
+    assert wrong == []
+
+
+def test_settings_have_one_home():
+    "Metadata stands in settings.ini, the version in __init__.py, and nowhere twice"
+    text = (ROOT/"pyproject.toml").read_text()
+    assert "dependencies =" not in text and "description =" not in text and "torch" not in text
+    assert "version" not in (ROOT/"settings.ini").read_text().replace("the version stands", "")
