@@ -7,8 +7,9 @@ Docs: https://picie-nb.github.io/picie_nb/callback.html.md"""
 # %% auto #0
 __all__ = ['ClusterCallback', 'ClusterLoss', 'effective_clusters']
 
-# %% ../nbs/70_callback.ipynb #9ea687b1
+# %% ../nbs/70_callback.ipynb #5b111ce2
 import copy, torch, torch.nn.functional as F, torch.distributed as dist
+from functools import partial
 from torch import Tensor, nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -68,16 +69,23 @@ def features(self:ClusterCallback,
     f1, f2 = (p.float() for p in pred)
     return F.normalize(self.geometric.apply(f1, g, f2.shape[-2:]), dim=1), F.normalize(f2, dim=1)
 
-# %% ../nbs/70_callback.ipynb #02b7e7a3
+# %% ../nbs/70_callback.ipynb #097ebcbd
+def _check_images(x:Tensor)->Tensor:
+    "A batch as a plain tensor; ValueError if it is not what the callback can work on"
+    x = x.as_subclass(Tensor)
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: check your DataBlock")
+    if x.min() < -.01 or x.max() > 1.01: raise ValueError("Images must lie in [0,1]: remove Normalize, the network normalises them itself")
+    return x
+
 @patch
 def _batches(self:ClusterCallback):
     "Batches of training images on the model's device, in a fresh order, until `n_images` are seen"
     dl, seen = self.learn.dls.train, 0
-    dl = dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl
-    for b in dl:
-        x = self.learn._set_device(b)
-        x = x[0] if isinstance(x, (tuple, list)) else x
-        yield x.as_subclass(Tensor)
+    if type(dl).__name__ == "DistributedDL": dl = dl.dl
+    for b in (dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl):
+        b = self.learn._set_device(b)
+        yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b))
         if (seen := seen+len(x)) >= self.n_images: return
 
 # %% ../nbs/70_callback.ipynb #9c398cd5
@@ -128,22 +136,21 @@ def cluster(self:ClusterCallback):
     self.weights = [balance_weights(r.counts, self.balance) for r in res]
     self.counts = torch.zeros(self.n_clusters, device=self.mu[0].device)
 
-# %% ../nbs/70_callback.ipynb #e54b7c0b
+# %% ../nbs/70_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
+    self.mu_eval = None # they belong to the network before this epoch
     self.cluster()
     if self.batchnorm == "train": return
     for m in self.learn.model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
-# %% ../nbs/70_callback.ipynb #1139a4e9
+# %% ../nbs/70_callback.ipynb #5dc21373
 @patch
 def before_batch(self:ClusterCallback):
-    x = self.learn.xb[0]
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: check your DataBlock")
+    x = _check_images(self.learn.xb[0])
     if not self.training: return
-    x1, x2, self.g = self.views(x.as_subclass(Tensor))
+    x1, x2, self.g = self.views(x)
     self.learn.xb = (x1, x2)
 
 @patch
@@ -188,7 +195,8 @@ def fit_readout(self:ClusterCallback):
     self.mu_eval = self.kmeans(z).centroids
 
 @patch
-def before_validate(self:ClusterCallback): self.fit_readout()
+def before_validate(self:ClusterCallback):
+    if self.mu_eval is None: self.fit_readout()
 
 # %% ../nbs/70_callback.ipynb #d2a5ee59
 def effective_clusters(
@@ -213,10 +221,15 @@ def after_train(self:ClusterCallback):
     self.snapshot = None
 
 @patch
+def before_fit(self:ClusterCallback):
+    if not isinstance(self.learn.loss_func, ClusterLoss): raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
+
+@patch
 def before_epoch(self:ClusterCallback): self.health = {}
 
 @patch
 def metrics(self:ClusterCallback):
     "Columns for the progress table: within, cross, effective number of clusters"
-    def column(name): return ValueMetric(lambda: self.health.get(name), name)
-    return [column(o) for o in ("within", "cross", "clusters")]
+    return [ValueMetric(partial(_health, self, o), o) for o in ("within", "cross", "clusters")]
+
+def _health(cb, name): return cb.health.get(name, float("nan"))

@@ -7,10 +7,9 @@ Docs: https://picie-nb.github.io/picie_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_segment', 'picie_demo']
 
-# %% ../nbs/90_cli.ipynb #3abcd65d
-import json, os, random, sys, time, warnings, numpy as np, torch
-from contextlib import contextmanager
-from functools import wraps
+# %% ../nbs/90_cli.ipynb #f5952c04
+import json, os, random, sys, time, numpy as np, torch
+from functools import partial, wraps
 from pathlib import Path
 from fastcore.script import call_parse, is_cli, CliError
 
@@ -22,7 +21,7 @@ def command(f):
         try: return f(*args, **kwargs)
         except KeyboardInterrupt:
             if not is_cli(cmd): raise
-            raise CliError("stopped; nothing was written") from None
+            raise CliError(f"{f.__name__.replace('_', '-')}: stopped") from None
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
             if not is_cli(cmd) or os.environ.get("PICIE_TRACEBACK"): raise
             raise CliError(f"{f.__name__.replace('_', '-')}: {' '.join(str(e).split())}") from None
@@ -45,8 +44,8 @@ def table_row(
 # %% ../nbs/90_cli.ipynb #83d52920
 COLUMNS = ["epoch", "within", "cross", "clusters", "accuracy", "miou", "seconds"]
 
-def _fit(learn, epochs:int, before=None, say=print)->list:
-    "Train with one printed row for each epoch; the first row is the untrained network. Returns the history"
+def _fit(learn, epochs:int, scores:dict, say=partial(print, flush=True))->list:
+    "Train with one printed row for each epoch, below the rows of `scores`. Returns the history"
     from fastai.callback.core import Callback
     class Rows(Callback):
         order = 70 # after the Recorder
@@ -55,9 +54,9 @@ def _fit(learn, epochs:int, before=None, say=print)->list:
             row = {**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start}
             say(table_row({**row, "seconds": f"{row['seconds']:.0f}"}, names))
             rows.append(row)
-    rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or before is not None]
+    rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
     say(" ".join(f"{n:>10}" for n in names))
-    if before is not None: say(table_row({"epoch": "untrained", "accuracy": before.acc, "miou": before.miou}, names))
+    for name, s in scores.items(): say(table_row({"epoch": name, "accuracy": s.acc, "miou": s.miou}, names))
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=Rows())
     return rows
 
@@ -90,7 +89,7 @@ def picie_train(
     labels:str=None, # what the values of the masks mean, for example camvid11
     backbone:str="resnet18", # a torchvision ResNet or any timm model
     weights:str=None, # file with the backbone's weights, instead of a download
-    pretrained:bool=True, # start from random weights?
+    pretrained:bool=True, # start from pretrained weights; --no-pretrained starts from random ones
     preset:str="improved", # improved or paper
     clusters:int=27, # number of clusters
     epochs:int=10, # passes over the training images
@@ -123,19 +122,20 @@ def picie_train(
     if json: print(f"wrote {_write_json(json, report)}")
     return report
 
-# %% ../nbs/90_cli.ipynb #17257222
-def _train(learn, epochs:int, draws:int)->dict:
-    "Score, train, score; the part of a report that does not depend on where the images came from"
+# %% ../nbs/90_cli.ipynb #48d87cab
+def _train(learn, epochs:int, draws:int, before=None)->dict:
+    "Score, train, score; `before` is the score of another network to start the table from"
     from dataclasses import asdict
-    before = learn.score(draws) if draws else None
-    history = _fit(learn, epochs, before)
-    after = learn.score(draws) if draws else None
-    if after:
-        for name, s in dict(before=before, after=after).items():
-            print(f"{name:>6}: accuracy {100*s.acc:.1f} ± {100*s.std['acc']:.1f}, mIoU {100*s.miou:.1f} ± {100*s.std['miou']:.1f} (mean of {draws} K-means draws)")
-        print(f"protocol: {', '.join(f'{k}: {v}' for k, v in after.to_dict()['protocol'].items())}")
-    return dict(before=before and before.to_dict(), after=after and after.to_dict(), history=history, epochs=epochs,
-                protocol=after and after.to_dict()["protocol"], config=asdict(learn.config))
+    start = learn.score(draws) if draws else None
+    scores = {"untrained": before, "PCA start": start} if before else {"untrained": start} if draws else {}
+    history = _fit(learn, epochs, scores)
+    if draws: scores["trained"] = learn.score(draws)
+    for name, s in scores.items():
+        print(f"{name:>10}: accuracy {100*s.acc:.1f} ± {100*s.std['acc']:.1f}, mIoU {100*s.miou:.1f} ± {100*s.std['miou']:.1f} (mean of {draws} K-means draws)")
+    res = {k: v.to_dict() for k, v in scores.items()}
+    if draws: print(f"protocol: {', '.join(f'{k}: {v}' for k, v in res['trained']['protocol'].items())}")
+    return dict(before=res.get("untrained"), pca_start=res.get("PCA start"), after=res.get("trained"), history=history, epochs=epochs,
+                protocol=draws and res["trained"]["protocol"] or None, config=asdict(learn.config))
 
 # %% ../nbs/90_cli.ipynb #6ec47fd0
 @command
@@ -151,6 +151,7 @@ def picie_segment(
     seg, jobs = Segmenter.load(model), _jobs(paths)
     out = Path(out)
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give the name of a folder")
+    jobs = [(f, rel) for f, rel in jobs if out.resolve() not in f.resolve().parents] # not what an earlier run wrote
     pixels, broken = np.zeros(len(seg.labels), np.int64), []
     for i, (file, rel) in enumerate(jobs, 1):
         try: s = seg(file)
@@ -168,13 +169,14 @@ def picie_segment(
 def _jobs(paths)->list:
     "(file, relative name of its PNG) for every image; two images never share a name"
     from picie_nb.data import image_files
-    jobs, seen = [], {}
+    jobs, seen = [], set()
     for p in map(Path, paths):
         if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
         for f in (image_files(p) if p.is_dir() else [p]):
             rel = f.relative_to(p).with_suffix(".png") if p.is_dir() else Path(f.name).with_suffix(".png")
-            if rel in seen: rel = rel.with_name(f"{rel.stem}_{seen[rel]}.png")
-            seen[rel] = seen.get(rel, 0)+1
+            name, n = rel, 1
+            while rel in seen: rel, n = name.with_name(f"{name.stem}_{n}.png"), n+1
+            seen.add(rel)
             jobs.append((f, rel))
     return jobs
 
@@ -184,14 +186,14 @@ def _legend(seg, pixels)->list:
     return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
             for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
 
-# %% ../nbs/90_cli.ipynb #72731583
+# %% ../nbs/90_cli.ipynb #9bb9254b
 @command
 def picie_demo(
     out:str="demo", # folder to write to
-    epochs:int=6, # passes over the toy scenes
-    images:int=160, # number of training scenes
+    epochs:int=5, # passes over the toy scenes
+    images:int=128, # number of training scenes
     seed:int=0, # seed of scenes and training
-    size:int=128, # side of a scene in pixels
+    size:int=96, # side of a scene in pixels
 ):
     "Train on a toy world: a table, a picture, a segmenter and a report"
     from picie_nb.data import ToyScenes
@@ -202,13 +204,13 @@ def picie_demo(
     _seed(seed)
     scenes = ToyScenes(n=images+64, size=size, seed=seed)
     dls = scenes.dls(bs=16, valid=64/(images+64), seed=seed)
-    learn = picie_learner(dls, backbone="tf_efficientnet_lite0", weights=efficientnet_lite0_weights(), n_clusters=len(scenes.labels))
+    make = lambda **kw: picie_learner(dls, "tf_efficientnet_lite0", len(scenes.labels), weights=efficientnet_lite0_weights(), backbone_lr=.1, **kw)
     print(f"{images} unlabelled toy scenes, {len(scenes.labels)} clusters; 64 scenes with masks for scoring")
-    learn.cluster.fit_readout()
-    untrained = _demo_columns(learn)
-    report = _train(learn, epochs, draws=5)
+    untrained, learn = make(pca_init=False), make()
+    before, columns = untrained.score(), _demo_columns(untrained)
+    report = _train(learn, epochs, 5, before=before)
     report.update(seed=seed, seconds=round(time.perf_counter()-start, 1))
-    for f in (_demo_picture(learn, untrained, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors"), _write_json(out/"report.json", report)):
+    for f in (_demo_picture(learn, columns, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors"), _write_json(out/"report.json", report)):
         print(f"wrote {f}")
     return report
 

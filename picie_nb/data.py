@@ -97,16 +97,15 @@ def _files(o):
     return [Path(f) for f in o]
 
 def _split_files(path, valid, seed, masks=None):
-    files = _files(path)
-    if isinstance(masks, (str,Path)):
-        inside = Path(masks).resolve()
-        files = [f for f in files if inside not in f.resolve().parents]
-        if not files: raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
+    inside = Path(masks).resolve() if isinstance(masks, (str,Path)) else None
+    def images(o): return [f for f in _files(o) if inside not in f.resolve().parents]
+    files = images(path)
+    if not files: raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
     if isinstance(valid, (int,float)):
         if not 0<valid<1: raise ValueError(f'valid={valid}: give a fraction between 0 and 1, a folder or a list')
         n = min(max(1, round(valid*len(files))), max(1, len(files)-1))
         valid = [files[i] for i in sorted(np.random.default_rng(seed).permutation(len(files))[:n])]
-    else: valid = _files(valid)
+    else: valid = images(valid)
     held = {f.resolve() for f in valid}
     return [f for f in files if f.resolve() not in held] or files, valid
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .labels import LabelSet, palette
-from .data import open_image
+from .data import open_image, _to_rgb
 from .backbone import create_backbone
 from .fpn import PiCIENet
 from .clustering import scores
@@ -52,7 +52,7 @@ def overlay(self:Segmentation,
 @patch
 def show(self:Segmentation,
     alpha:float=.6, # weight of the cluster colours
-    figsize:tuple=(8, 3.2), # inches
+    figsize:tuple=(7, 2.8), # inches
 ):
     "Image and overlay side by side, with a legend of the clusters that occur"
     import matplotlib.pyplot as plt
@@ -107,15 +107,25 @@ class Segmenter:
         info:dict=None, # anything worth keeping in the file: preset, score, data
     ):
         self.net, self.centroids = net.eval(), centroids.detach().clone()
-        self.size, self.readout, self.tau, self.info = size, readout, tau, dict(info or {})
+        self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
         k = len(centroids)
-        names = dict(enumerate(names)) if isinstance(names, (list, tuple)) else dict(names or {})
-        if wrong := [c for c in names if c not in range(k)]: raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
-        self.labels = LabelSet([str(names.get(c, f"cluster {c}")) for c in range(k)], palette(k) if colors is None else colors)
+        self.labels = LabelSet(_unique_names(names, k), palette(k) if colors is None else colors, ignore=max(255, k))
 
     @property
     def device(self): return next(self.net.parameters()).device
     def __repr__(self): return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, short side {self.size} px"
+
+# %% ../nbs/80_segmenter.ipynb #5bc9635c
+def _unique_names(names, k:int)->list:
+    "A name for each of `k` clusters; the second cluster called road becomes road 2"
+    names = enumerate(names) if isinstance(names, (list, tuple)) else (names or {}).items()
+    names, res = {int(c): str(n) for c, n in names}, []
+    if wrong := [c for c in names if c not in range(k)]: raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
+    for c in range(k):
+        name, i = names.get(c, f"cluster {c}"), 2
+        while name in res: name, i = f"{names[c]} {i}", i+1
+        res.append(name)
+    return res
 
 # %% ../nbs/80_segmenter.ipynb #85f3719f
 @patch
@@ -133,18 +143,18 @@ def scores(self:Segmenter,
 def _image(im)->Image.Image:
     "RGB image from a path, a PIL image, an array (H,W) or (H,W,3), or a tensor (3,H,W) in [0,1]"
     if isinstance(im, (str, Path)): return open_image(im)
-    if isinstance(im, Image.Image): return im.convert("RGB")
+    if isinstance(im, Image.Image): return _to_rgb(im)
     if isinstance(im, Tensor):
         if im.ndim != 3 or im.shape[0] != 3: raise ValueError(f"An image tensor has shape (3,H,W), this one has {tuple(im.shape)}")
         im = (im.detach().cpu().float().clamp(0, 1)*255).round().byte().permute(1, 2, 0).numpy()
     if isinstance(im, np.ndarray):
         if im.dtype != np.uint8 or im.ndim not in (2, 3): raise ValueError(f"An image array is uint8, (H,W) or (H,W,3); this one is {im.dtype}, {im.shape}")
-        return Image.fromarray(im).convert("RGB")
+        return Image.fromarray(im[..., 0] if im.ndim == 3 and im.shape[2] == 1 else im).convert("RGB")
     raise TypeError(f"Cannot segment a {type(im).__name__}: give a path, a PIL image, an array or a tensor")
 
 def _tensor(im:Image.Image, size:int)->Tensor:
-    "(1,3,h,w) in [0,1], short side `size`, sides rounded to multiples of 4"
-    s = size/min(im.size)
+    "(1,3,h,w) in [0,1], short side `size`, sides rounded to multiples of 4; the long side at most eight times the short one"
+    s = min(size/min(im.size), 8*size/max(im.size))
     w, h = (max(4, round(o*s/4)*4) for o in im.size)
     im = im.resize((w, h), Image.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255
@@ -156,10 +166,12 @@ def __call__(self:Segmenter,
 )->Segmentation:
     "Segment one image of any size"
     im = _image(image)
-    p = (self.scores(_tensor(im, self.size), size=im.size[::-1])[0]/self.tau).softmax(0)
-    conf, clusters = p.max(0)
+    shrink = min(1., (4e6/(im.width*im.height))**.5) # scores of every cluster at 4 megapixels at the most
+    size = (max(1, round(im.height*shrink)), max(1, round(im.width*shrink)))
+    conf, clusters = (self.scores(_tensor(im, self.size), size)[0]/self.tau).softmax(0).max(0)
+    clusters, conf = (F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0].cpu().numpy() for o in (clusters, conf))
     dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
-    return Segmentation(clusters.cpu().numpy().astype(dtype), conf.cpu().numpy().astype(np.float16), im, self.labels)
+    return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels)
 
 # %% ../nbs/80_segmenter.ipynb #5f187d0e
 _FORMAT = 1 # version of the file format
@@ -190,7 +202,7 @@ def _read(path:Path):
     try:
         with safe_open(str(path), framework="pt") as f:
             meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is not a complete safetensors file ({e}): copy or save it again") from None
+    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is not a segmenter, or not a complete safetensors file ({e}): copy or save it again") from None
     if "picie_nb" not in meta: raise ValueError(f"{path} is a safetensors file, but not a picie_nb segmenter: expected one written by Segmenter.save")
     try: h = json.loads(meta["picie_nb"])
     except ValueError: h = None

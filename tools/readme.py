@@ -28,9 +28,9 @@ def prose(source):
 def output(out, figures, alt):
     "One output of a code cell as Markdown; images are collected in `figures`"
     data = out.get("data", {})
-    if "image/png" in data:
-        name = f"readme-{len(figures)+1}.png"
-        figures[name] = base64.b64decode("".join(data["image/png"]))
+    if kind := next((k for k in data if k in ("image/png", "image/jpeg")), None):
+        name = f"readme-{len(figures)+1}.{kind.split('/')[1]}"
+        figures[name] = base64.b64decode("".join(data[kind]))
         return f"![{alt or 'figure'}]({FIGURES/name})"
     if "text/markdown" in data: return "".join(data["text/markdown"])
     text = "".join(out.get("text", data.get("text/plain", "")))
