@@ -7,8 +7,8 @@ Docs: https://picie-nb.github.io/picie_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_segment', 'picie_demo']
 
-# %% ../nbs/90_cli.ipynb #f5952c04
-import json, os, random, sys, time, numpy as np, torch
+# %% ../nbs/90_cli.ipynb #fd48c15c
+import json, os, random, sys, time, warnings, numpy as np, torch
 from functools import partial, wraps
 from pathlib import Path
 from fastcore.script import call_parse, is_cli, CliError
@@ -18,6 +18,7 @@ def command(f):
     "Make `f` a shell command whose mistakes end in one clear line; set PICIE_TRACEBACK=1 to see all of it"
     @wraps(f)
     def _f(*args, **kwargs):
+        if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages, no use to the user of a command
         try: return f(*args, **kwargs)
         except KeyboardInterrupt:
             if not is_cli(cmd): raise
