@@ -28,7 +28,7 @@ class ClusterCallback(Callback):
         photometric:Photometric=None, # P, default `Photometric()`
         geometric:Geometric=None, # G, default `Geometric()`
         size:int=None, # side of the square network input, in pixels; None: as the batches come
-        labels:str="snapshot", # label pixels by the network as it was when the epoch began ("snapshot"), or as it is ("current")
+        labels:str="snapshot", # labels by the network as the epoch began ("snapshot") or as it is ("current")
         metric:str="euclidean", # how pixels find their centroid: "euclidean" or "cosine"
         readout:str="dot", # scores of pixels against centroids outside training: "dot", "euclidean" or "cosine"
         spherical:bool=False, # keep K-means centroids at unit length?
@@ -74,8 +74,10 @@ def _check_images(x:Tensor)->Tensor:
     "A batch as a plain tensor; ValueError if it is not what the callback can work on"
     x = x.as_subclass(Tensor)
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: check your DataBlock")
-    if x.min() < -.01 or x.max() > 1.01: raise ValueError("Images must lie in [0,1]: remove Normalize, the network normalises them itself")
+        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: "
+                         "check your DataBlock")
+    if x.min() < -.01 or x.max() > 1.01:
+        raise ValueError("Images must lie in [0,1]: remove Normalize, the network normalises them itself")
     return x
 
 @patch
@@ -117,7 +119,8 @@ def kmeans(self:ClusterCallback,
     z:Tensor, # features, (N,D)
 ): # `KMeansResult`
     "K-means with this callback's settings; on several processes, everybody gets rank 0's centroids"
-    if not torch.isfinite(z).all(): raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
+    if not torch.isfinite(z).all():
+        raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
     res = kmeans(z, self.n_clusters, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
                  engine=self.engine, n_init=self.n_init, generator=gen)
@@ -222,7 +225,8 @@ def after_train(self:ClusterCallback):
 
 @patch
 def before_fit(self:ClusterCallback):
-    if not isinstance(self.learn.loss_func, ClusterLoss): raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
+    if not isinstance(self.learn.loss_func, ClusterLoss):
+        raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
 
 @patch
 def before_epoch(self:ClusterCallback): self.health = {}

@@ -18,7 +18,7 @@ def command(f):
     "Make `f` a shell command whose mistakes end in one clear line; set PICIE_TRACEBACK=1 to see all of it"
     @wraps(f)
     def _f(*args, **kwargs):
-        if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages, no use to the user of a command
+        if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages
         try: return f(*args, **kwargs)
         except KeyboardInterrupt:
             if not is_cli(cmd): raise
@@ -95,7 +95,7 @@ def picie_train(
     clusters:int=27, # number of clusters
     epochs:int=10, # passes over the training images
     size:int=224, # short side of the images in the network, in pixels
-    oversample:float=2, # training crops are cut from images this much larger than the network's input, so that they stay sharp
+    oversample:float=2, # crops are cut from images this much larger than the input, so that they stay sharp
     bs:int=16, # images in a batch
     seed:int=0, # seed of all randomness
     draws:int=5, # K-means draws that a score is averaged over
@@ -107,17 +107,25 @@ def picie_train(
     from picie_nb.data import picie_dls
     from picie_nb.labels import label_set
     from picie_nb.learner import picie_learner
-    if masks and not labels: raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11")
+    if masks and not labels:
+        raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11")
     for name, n in dict(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws).items():
         if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
     start = time.perf_counter()
     _seed(seed)
-    dls = picie_dls(images, size=size, bs=bs, valid=valid or .1, masks=masks, labels=label_set(labels) if labels else None, num_workers=num_workers, oversample=oversample, seed=seed)
-    learn = picie_learner(dls, backbone=backbone, n_clusters=clusters, preset=preset, pretrained=pretrained, weights=weights)
-    print(f"{len(dls.train_ds)} training images, {len(dls.valid_ds)} validation images{'' if masks else ' (no masks: no score)'}, {clusters} clusters, backbone {backbone}")
+    classes = label_set(labels) if labels else None
+    dls = picie_dls(images, size=size, bs=bs, valid=valid or .1, masks=masks, labels=classes, num_workers=num_workers,
+                    oversample=oversample, seed=seed)
+    learn = picie_learner(dls, backbone=backbone, n_clusters=clusters, preset=preset, pretrained=pretrained,
+                          weights=weights)
+    files = dls.train_ds.items, dls.valid_ds.items
+    print(f"{len(files[0])} training and {len(files[1])} validation images, {clusters} clusters, backbone {backbone}")
+    if not masks: print("no masks, so there will be no score")
+    if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
     report = _train(learn, epochs, draws if masks else 0)
-    report.update(seed=seed, images=str(images), valid=valid, masks=masks, backbone=backbone, weights=weights, size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
+    report.update(seed=seed, images=str(images), valid=valid, masks=masks, backbone=backbone, weights=weights,
+                  size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
     learn.segmenter().save(out)
     print(f"wrote {out}")
     if json: print(f"wrote {_write_json(json, report)}")
@@ -132,10 +140,12 @@ def _train(learn, epochs:int, draws:int, before=None)->dict:
     history = _fit(learn, epochs, scores)
     if draws: scores["trained"] = learn.score(draws)
     for name, s in scores.items():
-        print(f"{name:>10}: accuracy {100*s.acc:.1f} ± {100*s.std['acc']:.1f}, mIoU {100*s.miou:.1f} ± {100*s.std['miou']:.1f} (mean of {draws} K-means draws)")
+        acc, miou = (f"{100*getattr(s, k):.1f} ± {100*s.std[k]:.1f}" for k in ("acc", "miou"))
+        print(f"{name:>10}: accuracy {acc}, mIoU {miou} (mean of {draws} K-means draws)")
     res = {k: v.to_dict() for k, v in scores.items()}
     if draws: print(f"protocol: {', '.join(f'{k}: {v}' for k, v in res['trained']['protocol'].items())}")
-    return dict(before=res.get("untrained"), pca_start=res.get("PCA start"), after=res.get("trained"), history=history, epochs=epochs,
+    return dict(before=res.get("untrained"), pca_start=res.get("PCA start"), after=res.get("trained"),
+                history=history, epochs=epochs,
                 protocol=draws and res["trained"]["protocol"] or None, config=asdict(learn.config))
 
 # %% ../nbs/90_cli.ipynb #6ec47fd0
@@ -205,14 +215,15 @@ def picie_demo(
     _seed(seed)
     scenes = ToyScenes(n=images+64, size=size, seed=seed)
     dls = scenes.dls(bs=16, valid=64/(images+64), seed=seed)
-    make = lambda **kw: picie_learner(dls, "tf_efficientnet_lite0", len(scenes.labels), weights=efficientnet_lite0_weights(), backbone_lr=.1, **kw)
+    make = lambda **kw: picie_learner(dls, "tf_efficientnet_lite0", len(scenes.labels),
+                                      weights=efficientnet_lite0_weights(), backbone_lr=.1, **kw)
     print(f"{images} unlabelled toy scenes, {len(scenes.labels)} clusters; 64 scenes with masks for scoring")
     untrained, learn = make(pca_init=False), make()
     before, columns = untrained.score(), _demo_columns(untrained)
     report = _train(learn, epochs, 5, before=before)
     report.update(seed=seed, seconds=round(time.perf_counter()-start, 1))
-    for f in (_demo_picture(learn, columns, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors"), _write_json(out/"report.json", report)):
-        print(f"wrote {f}")
+    picture, model = _demo_picture(learn, columns, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors")
+    for f in (picture, model, _write_json(out/"report.json", report)): print(f"wrote {f}")
     return report
 
 # %% ../nbs/90_cli.ipynb #fae5d3a7
@@ -224,7 +235,9 @@ def _demo_columns(learn):
     cm = ConfusionMatrix(cb.n_clusters, len(classes), classes.ignore)
     seg = learn.segmenter()
     pred = seg.scores(x.as_subclass(torch.Tensor), size=y.shape[-2:]).argmax(1)
-    for b in learn.dls.valid: cm.update(seg.scores(b[0].as_subclass(torch.Tensor), size=b[1].shape[-2:]).argmax(1), b[1].as_subclass(torch.Tensor))
+    for b in learn.dls.valid:
+        xb, yb = (o.as_subclass(torch.Tensor) for o in b[:2])
+        cm.update(seg.scores(xb, size=yb.shape[-2:]).argmax(1), yb)
     colors = np.concatenate([classes.palette, [[128, 128, 128]]]).astype(np.uint8)[np.asarray(hungarian(cm.mat))]
     return [colors[p] for p in pred.cpu().numpy()]
 
@@ -233,7 +246,8 @@ def _demo_picture(learn, untrained, path, n=6):
     from matplotlib.figure import Figure
     x, y = learn.dls.valid.one_batch()[:2]
     rows = {"image": [(255*o.permute(1, 2, 0)).byte().numpy() for o in x.as_subclass(torch.Tensor).cpu()],
-            "truth": [learn.classes.colorize(o) for o in y.as_subclass(torch.Tensor).cpu()], "untrained": untrained, "trained": _demo_columns(learn)}
+            "truth": [learn.classes.colorize(o) for o in y.as_subclass(torch.Tensor).cpu()],
+            "untrained": untrained, "trained": _demo_columns(learn)}
     fig = Figure(figsize=(1.6*n, 1.6*len(rows)), layout="constrained")
     for axs, (name, ims) in zip(fig.subplots(len(rows), n), rows.items()):
         for ax, im in zip(axs, ims): ax.imshow(im, interpolation="nearest"); ax.set(xticks=[], yticks=[])

@@ -39,7 +39,7 @@ class PiCIEConfig:
     dim:int = 128                  # D, width of the dense features
     # network
     pca_init:bool = True           # start the FPN's laterals as a PCA of the training images' own features?
-    stage_weights:tuple = None     # weight of each pyramid level in that PCA, finest first; None: (0, .5, 1, .5) for CNNs, equal for ViTs
+    stage_weights:tuple = None     # weight of each level in that PCA, finest first; None: see `pca_init_`
     whiten:float = 0.              # 0: PCA as it is, 1: all components of equal variance
     # views
     brightness:float = .3          # strength of each colour operation of P
@@ -77,15 +77,19 @@ class PiCIEConfig:
     wd:float = 0.                  # weight decay
 
     def __post_init__(self):
-        allowed = dict(metric=("euclidean", "cosine"), labels=("snapshot", "current"), logits=("dot", "cosine"), readout=("dot", "euclidean", "cosine"),
-                       schedule=("constant", "cosine"), batchnorm=("eval", "train"), balance=("none", "proportional", "inverse", "inverse_sqrt"))
+        allowed = dict(metric=("euclidean", "cosine"), labels=("snapshot", "current"), logits=("dot", "cosine"),
+                       readout=("dot", "euclidean", "cosine"),
+                       schedule=("constant", "cosine"), batchnorm=("eval", "train"),
+                       balance=("none", "proportional", "inverse", "inverse_sqrt"))
         for k, ok in allowed.items():
-            if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
+            if getattr(self, k) not in ok:
+                raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
 
 # %% ../nbs/71_learner.ipynb #79fa19f3
 PRESETS = dict(
-    paper=dict(p_grey=.2, pca_init=False, spherical=True, metric="cosine", logits="cosine", readout="cosine", batchnorm="train", lr=1e-4, schedule="constant"),
+    paper=dict(p_grey=.2, pca_init=False, spherical=True, metric="cosine", logits="cosine", readout="cosine",
+               batchnorm="train", lr=1e-4, schedule="constant"),
     improved=dict(),
 )
 
@@ -169,13 +173,17 @@ def picie_learner(
     net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim).to(dls.device)
     if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size), stage_weights=cfg.stage_weights, whiten=cfg.whiten)
     pick = lambda *names: {k: getattr(cfg, k) for k in names}
-    cluster = ClusterCallback(size=size, photometric=Photometric(**pick("brightness", "contrast", "saturation", "hue", "p_jitter", "p_grey", "p_blur", "sigma")),
+    photometric = Photometric(**pick("brightness", "contrast", "saturation", "hue", "p_jitter", "p_grey", "p_blur", "sigma"))
+    cluster = ClusterCallback(size=size, photometric=photometric,
         geometric=Geometric(**pick("min_scale", "p_hflip")),
-        **pick("n_clusters", "labels", "metric", "readout", "spherical", "balance", "batchnorm", "n_pixels", "n_images", "n_iter", "init", "n_init", "engine"))
+        **pick("n_clusters", "labels", "metric", "readout", "spherical", "balance", "batchnorm", "n_pixels",
+               "n_images", "n_iter", "init", "n_init", "engine"))
     loss = ClusterLoss(PiCIELoss(metric=cfg.logits, **pick("tau", "within", "cross")))
     scored = hungarian_metrics(n_clusters, classes) if classes is not None and _has_masks(dls) else []
-    learn = PiCIELearner(dls, net, loss_func=loss, opt_func=partial(Adam, sqr_mom=.999, eps=1e-8), splitter=picie_splitter, wd=cfg.wd, path=path,
-                         lr=[cfg.lr*cfg.backbone_lr, cfg.lr], cbs=[cluster, EpochRows(), *L(cbs)], metrics=cluster.metrics()+scored+list(L(metrics)))
+    learn = PiCIELearner(dls, net, loss_func=loss, opt_func=partial(Adam, sqr_mom=.999, eps=1e-8),
+                         splitter=picie_splitter, wd=cfg.wd, path=path,
+                         lr=[cfg.lr*cfg.backbone_lr, cfg.lr], cbs=[cluster, EpochRows(), *L(cbs)],
+                         metrics=cluster.metrics()+scored+list(L(metrics)))
     learn.config, learn.classes = cfg, classes
     return learn
 
@@ -216,10 +224,12 @@ class Scores(list):
     def miou(self): return float(np.mean([s.miou for s in self]))
     @property
     def std(self): return {k: float(np.std([getattr(s, k) for s in self])) for k in ("acc", "miou")}
-    def to_dict(self): return dict(acc=self.acc, miou=self.miou, std=self.std, draws=[dict(acc=s.acc, miou=s.miou) for s in self], protocol=self[0].protocol)
+    def to_dict(self): return dict(acc=self.acc, miou=self.miou, std=self.std,
+                                   draws=[dict(acc=s.acc, miou=s.miou) for s in self], protocol=self[0].protocol)
     def __repr__(self):
         sd = self.std
-        return f"accuracy {self.acc:.1%} ± {sd['acc']:.1%}, mIoU {self.miou:.1%} ± {sd['miou']:.1%}, {len(self)} K-means draws\nlast draw: {self[-1]}"
+        mean = f"accuracy {self.acc:.1%} ± {sd['acc']:.1%}, mIoU {self.miou:.1%} ± {sd['miou']:.1%}"
+        return f"{mean}, {len(self)} K-means draws\nlast draw: {self[-1]}"
 
 @patch
 @torch.no_grad()
@@ -230,7 +240,8 @@ def score(self:PiCIELearner,
     **protocol, # what else the reader of the number must know
 )->Scores:
     "Accuracy and mIoU on the validation masks with fresh centroids, for several draws of K-means"
-    if self.classes is None or dl is None and not _has_masks(self.dls): raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
+    if self.classes is None or dl is None and not _has_masks(self.dls):
+        raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
     net, cb = getattr(self.model, "module", self.model).eval(), self.cluster
     z, = cb.sample(net, augment=False)
     draws = [cb.kmeans(z).centroids for _ in range(n_draws)]
@@ -239,7 +250,8 @@ def score(self:PiCIELearner,
         x, y = self._set_device(b)[:2]
         f = F.normalize(net(x.as_subclass(Tensor)).float(), dim=1)
         for mu, m in zip(draws, mats): m.update(_clusters(f, mu, cb.readout, y.shape[-2:]), y.as_subclass(Tensor))
-    protocol = dict(geometry=f"whole images, short side {getattr(self.dls, 'size', None)} px, masks at their own size", centroids="fresh K-means on training images", **protocol)
+    geometry = f"whole images, short side {getattr(self.dls, 'size', None)} px, masks at their own size"
+    protocol = dict(geometry=geometry, centroids="fresh K-means on training images", **protocol)
     return Scores(score(m.mat, matching, labels=self.classes, **protocol) for m in mats)
 
 def _clusters(f:Tensor, mu:Tensor, readout:str, size)->Tensor:
@@ -262,7 +274,8 @@ def show_results(self:PiCIELearner,
     net = getattr(self.model, "module", self.model).eval()
     if ds_idx == 0: x = self.cluster.plain(x.as_subclass(Tensor))
     size = x.shape[-2:] if y is None else y.shape[-2:]
-    p = _clusters(F.normalize(net(x.as_subclass(Tensor)).float(), dim=1), self.cluster.mu_eval, self.cluster.readout, size).cpu()
+    p = _clusters(F.normalize(net(x.as_subclass(Tensor)).float(), dim=1), self.cluster.mu_eval, self.cluster.readout,
+                  size).cpu()
     rows = dict(image=[o.permute(1, 2, 0).cpu() for o in x.as_subclass(Tensor)])
     if y is not None: rows["truth"] = [self.classes.colorize(o) for o in y.as_subclass(Tensor).cpu()]
     rows["clusters"] = [self._cluster_colors()[o] for o in p]
@@ -273,7 +286,8 @@ def show_results(self:PiCIELearner,
         row[0].set_ylabel(name)
     if y is None:
         from matplotlib.patches import Patch
-        fig.legend(handles=[Patch(color=palette(k+1)[k]/255, label=f"cluster {k}") for k in p[:n].unique().tolist()], ncols=4, loc="lower center", frameon=False)
+        handles = [Patch(color=palette(k+1)[k]/255, label=f"cluster {k}") for k in p[:n].unique().tolist()]
+        fig.legend(handles=handles, ncols=4, loc="lower center", frameon=False)
     fig.tight_layout(rect=(0, 0 if y is not None else .12, 1, 1))
 
 @patch
@@ -293,5 +307,7 @@ def segmenter(self:PiCIELearner,
     "The trained model, ready to segment images and to be saved"
     if self.cluster.mu_eval is None: self.cluster.fit_readout()
     net = getattr(self.model, "module", self.model)
-    info = dict(config={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}, epochs=len(self.history()))
-    return Segmenter(copy.deepcopy(net).cpu(), self.cluster.mu_eval.cpu(), size=getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
+    info = dict(config=config, epochs=len(self.history()))
+    return Segmenter(copy.deepcopy(net).cpu(), self.cluster.mu_eval.cpu(),
+                     size=getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)

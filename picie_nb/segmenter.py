@@ -72,8 +72,10 @@ def save(self:Segmentation,
 )->Path:
     "Write a palette PNG of the clusters at the image's own size"
     path = Path(path)
-    if path.suffix.lower() != ".png": raise ValueError(f"{path}: a segmentation is saved as PNG, so the name must end in .png")
-    if len(self.labels) > 256: raise ValueError(f"A palette PNG holds at most 256 clusters, this model has {len(self.labels)}")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a segmentation is saved as PNG, so the name must end in .png")
+    if len(self.labels) > 256:
+        raise ValueError(f"A palette PNG holds at most 256 clusters, this model has {len(self.labels)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     im = Image.fromarray(self.clusters)
     im.putpalette(self.labels.palette.ravel().tolist())
@@ -113,14 +115,15 @@ class Segmenter:
 
     @property
     def device(self): return next(self.net.parameters()).device
-    def __repr__(self): return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, short side {self.size} px"
+    def __repr__(self): return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
 
 # %% ../nbs/80_segmenter.ipynb #5bc9635c
 def _unique_names(names, k:int)->list:
     "A name for each of `k` clusters; the second cluster called road becomes road 2"
     names = enumerate(names) if isinstance(names, (list, tuple)) else (names or {}).items()
     names, res = {int(c): str(n) for c, n in names}, []
-    if wrong := [c for c in names if c not in range(k)]: raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
+    if wrong := [c for c in names if c not in range(k)]:
+        raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
         name, i = names.get(c, f"cluster {c}"), 2
         while name in res: name, i = f"{names[c]} {i}", i+1
@@ -145,15 +148,17 @@ def _image(im)->Image.Image:
     if isinstance(im, (str, Path)): return open_image(im)
     if isinstance(im, Image.Image): return _to_rgb(im)
     if isinstance(im, Tensor):
-        if im.ndim != 3 or im.shape[0] != 3: raise ValueError(f"An image tensor has shape (3,H,W), this one has {tuple(im.shape)}")
+        if im.ndim != 3 or im.shape[0] != 3:
+            raise ValueError(f"An image tensor has shape (3,H,W), this one has {tuple(im.shape)}")
         im = (im.detach().cpu().float().clamp(0, 1)*255).round().byte().permute(1, 2, 0).numpy()
     if isinstance(im, np.ndarray):
-        if im.dtype != np.uint8 or im.ndim not in (2, 3): raise ValueError(f"An image array is uint8, (H,W) or (H,W,3); this one is {im.dtype}, {im.shape}")
+        if im.dtype != np.uint8 or im.ndim not in (2, 3):
+            raise ValueError(f"An image array is uint8, (H,W) or (H,W,3); this one is {im.dtype}, {im.shape}")
         return Image.fromarray(im[..., 0] if im.ndim == 3 and im.shape[2] == 1 else im).convert("RGB")
     raise TypeError(f"Cannot segment a {type(im).__name__}: give a path, a PIL image, an array or a tensor")
 
 def _tensor(im:Image.Image, size:int)->Tensor:
-    "(1,3,h,w) in [0,1], short side `size`, sides rounded to multiples of 4; the long side at most eight times the short one"
+    "(1,3,h,w) in [0,1], short side `size`, long side at most `8*size`, rounded to multiples of 4"
     s = min(size/min(im.size), 8*size/max(im.size))
     w, h = (max(4, round(o*s/4)*4) for o in im.size)
     im = im.resize((w, h), Image.BILINEAR)
@@ -169,7 +174,8 @@ def __call__(self:Segmenter,
     shrink = min(1., (4e6/(im.width*im.height))**.5) # scores of every cluster at 4 megapixels at the most
     size = (max(1, round(im.height*shrink)), max(1, round(im.width*shrink)))
     conf, clusters = (self.scores(_tensor(im, self.size), size)[0]/self.tau).softmax(0).max(0)
-    clusters, conf = (F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0].cpu().numpy() for o in (clusters, conf))
+    def enlarge(o): return F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0].cpu().numpy()
+    clusters, conf = enlarge(clusters), enlarge(conf)
     dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
     return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels)
 
@@ -179,7 +185,8 @@ _FORMAT = 1 # version of the file format
 @patch
 def header(self:Segmenter)->dict:
     "Everything but the arrays, ready for JSON"
-    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, size=self.size, readout=self.readout, tau=self.tau,
+    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, size=self.size,
+                readout=self.readout, tau=self.tau,
                 names=list(self.labels.names), colors=self.labels.palette.tolist(), info=self.info)
 
 # %% ../nbs/80_segmenter.ipynb #ff18d731
@@ -202,14 +209,19 @@ def _read(path:Path):
     try:
         with safe_open(str(path), framework="pt") as f:
             meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is not a segmenter, or not a complete safetensors file ({e}): copy or save it again") from None
-    if "picie_nb" not in meta: raise ValueError(f"{path} is a safetensors file, but not a picie_nb segmenter: expected one written by Segmenter.save")
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a segmenter, or not a complete safetensors file ({e}): "
+                         "copy or save it again") from None
+    if "picie_nb" not in meta:
+        raise ValueError(f"{path} is a safetensors file, but not a picie_nb segmenter written by Segmenter.save")
     try: h = json.loads(meta["picie_nb"])
     except ValueError: h = None
     keys = dict(format=int, backbone=str, dim=int, size=int, readout=str, tau=float, names=list, colors=list, info=dict)
     if not isinstance(h, dict): raise ValueError(f"{path}: the header is not valid JSON")
-    if h.get("format") != _FORMAT: raise ValueError(f"{path} has file format {h.get('format')!r}, this version of picie_nb reads {_FORMAT}: update picie_nb")
-    if wrong := [k for k, t in keys.items() if not isinstance(h.get(k), t)]: raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
+    if h.get("format") != _FORMAT:
+        raise ValueError(f"{path} has format {h.get('format')!r}, this picie_nb reads {_FORMAT}: update picie_nb")
+    if wrong := [k for k, t in keys.items() if not isinstance(h.get(k), t)]:
+        raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
     return h, arrays
 
 # %% ../nbs/80_segmenter.ipynb #e5749794
@@ -222,8 +234,12 @@ def load(cls:Segmenter,
     path = Path(path)
     h, arrays = _read(path)
     mu = arrays.pop("centroids", None)
-    if mu is None or mu.shape != (len(h["names"]), h["dim"]): raise ValueError(f"{path}: centroids are missing or do not fit {len(h['names'])} names x {h['dim']} dimensions")
+    if mu is None or mu.shape != (len(h["names"]), h["dim"]):
+        raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
     net = PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"])
     try: net.load_state_dict({k.removeprefix("net."): v for k, v in arrays.items()})
-    except RuntimeError as e: raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {str(e).splitlines()[1].strip()}") from None
-    return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"], np.array(h["colors"], np.uint8), h["info"])
+    except RuntimeError as e:
+        why = str(e).splitlines()[1].strip()
+        raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {why}") from None
+    return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
+               np.array(h["colors"], np.uint8), h["info"])
