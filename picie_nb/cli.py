@@ -121,6 +121,8 @@ def picie_train(
                           weights=weights)
     files = dls.train_ds.items, dls.valid_ds.items
     print(f"{len(files[0])} training and {len(files[1])} validation images, {clusters} clusters, backbone {backbone}")
+    if len(files[0]) == 1 and not pretrained and not weights:
+        raise ValueError("one image is too few to train from random weights: add images, or use --weights FILE")
     if not masks: print("no masks, so there will be no score")
     if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
     report = _train(learn, epochs, draws if masks else 0)

@@ -73,6 +73,7 @@ def test_segment_folder(trained, tmp_path):
     (["picie-train", "{w}/train/images", "--preset", "best"], "'improved'"),
     (["picie-train", "{w}/train/images", "--weights", "{w}/none.pt"], "none.pt"),
     (["picie-train", "{w}/train/images", "--no-pretrained", "--size", "32", "--clusters", "99999", "--out", "{w}/big.safetensors"], "99999"),
+    (["picie-train", "{w}/train/images/00000.png", "--no-pretrained", "--size", "32"], "one image is too few"),
     (["picie-segment", "{w}/none.safetensors", "{w}/test/images"], "none.safetensors"),
     (["picie-segment", "{w}/train/masks/00000.png", "{w}/test/images"], "not a complete safetensors"),
 ])
