@@ -118,10 +118,16 @@ def _open_pil(path): return _pil(open_image(path))
 
 def _twice(items): return [list(range(len(items)))]*2
 
-def _train_dl(files, size, bs, **kwargs):
-    from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor,Resize
+def _square(size, crop):
+    from fastai.vision.all import Resize
+    class Square(Resize):
+        def before_call(self, b, split_idx): super().before_call(b, 1 if crop=='center' else split_idx)
+    return Square(size)
+
+def _train_dl(files, size, bs, crop='random', **kwargs):
+    from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor
     image = TransformBlock(type_tfms=_open_pil, batch_tfms=IntToFloatTensor)
-    block = DataBlock(image, n_inp=1, splitter=_twice, item_tfms=Resize(size))
+    block = DataBlock(image, n_inp=1, splitter=_twice, item_tfms=_square(size, crop))
     alone = len(files)>bs and len(files)%bs==1
     return block.dataloaders(files, bs=bs, drop_last=alone, **kwargs).train
 
@@ -131,13 +137,13 @@ def _open_whole(path, size):
     sides = [max(4, 4*round(o*size/min(im.size)/4)) for o in im.size]
     return _pil(im.resize(sides, Image.Resampling.BILINEAR))
 
-# %% ../nbs/11_data.ipynb #53b50a28
-def _open_mask(path, labels):
+# %% ../nbs/11_data.ipynb #12a005b0
+def _open_mask(path, labels, size=None):
     def classes(im):
         im = ImageOps.exif_transpose(im)
         a = np.asarray(im)
-        if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all(): im = a[...,0]
-        return labels.map(im)
+        if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all(): im = Image.fromarray(a[...,0])
+        return labels.map(_middle(im, size, Image.Resampling.NEAREST) if size else im)
     return _label_mask(torch.from_numpy(_open(path, classes)), labels)
 
 # %% ../nbs/11_data.ipynb #ce3fd803
@@ -178,17 +184,26 @@ def _shape(f): # (width/height, width) of the upright image, from its header
         return w/h,w
     return _open(f, key)
 
-# %% ../nbs/11_data.ipynb #f017bd94
+# %% ../nbs/11_data.ipynb #ede13bc7
 def _look_up(f, table): return table[f]
 
-def _valid_dl(files, size, bs, mask_of, labels, **kwargs):
+def _valid_dl(files, size, bs, mask_of, labels, crop=None, **kwargs):
     from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor
-    image = TransformBlock(type_tfms=partial(_open_whole, size=size), batch_tfms=IntToFloatTensor)
-    mask = TransformBlock(type_tfms=partial(_open_mask, labels=labels))
+    image = TransformBlock(type_tfms=partial(_open_square if crop else _open_whole, size=size), batch_tfms=IntToFloatTensor)
+    mask = TransformBlock(type_tfms=partial(_open_mask, labels=labels, size=size if crop else None))
     y = dict(get_y=partial(_look_up, table=mask_of)) if mask_of else {}
     block = DataBlock((image,mask) if mask_of else image, n_inp=1, splitter=_twice, **y)
     pad = partial(_pad_batch, ignore=labels.ignore if labels else 255)
     return block.dataloaders(files, bs=bs, before_batch=pad, **kwargs).valid
+
+# %% ../nbs/11_data.ipynb #3dd73159
+def _middle(im, size, how):
+    """The middle square, after the short side was resized to `size`"""
+    w,h = [max(size, int(size*o/min(im.size))) for o in im.size]
+    x,y = round((w-size)/2),round((h-size)/2)
+    return im.resize((w,h), how).crop((x, y, x+size, y+size))
+
+def _open_square(path, size): return _pil(_middle(open_image(path), size, Image.Resampling.BILINEAR))
 
 # %% ../nbs/11_data.ipynb #34b07725
 def picie_dls(
@@ -200,6 +215,8 @@ def picie_dls(
     labels=None, # meaning of the masks: a `LabelSet`, the name of one, or a list of class names
     num_workers:int=0, # processes that load images; 0: the main one
     oversample:float=2, # training squares have side `size*oversample`, so that crops cut from them stay sharp
+    crop:str='random', # where the training square lies: at random, or in the 'center'
+    valid_crop:str=None, # None: whole images, masks at their own size; 'center': the middle square of both, `size` wide
     seed:int=42, # of the random choice of validation images
     device=None, # where batches go; None: fastai's default
 ): # `fastai.data.core.DataLoaders`; train: `(x,)`, valid: `(x,)` or `(x,y)`
@@ -209,11 +226,17 @@ def picie_dls(
     if masks is not None and labels is None: raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
     if size<4 or bs<1 or oversample<=0:
         raise ValueError(f'size={size}, bs={bs}, oversample={oversample}: size must be at least 4, the others positive')
+    if crop not in ('random','center'): raise ValueError(f"crop={crop!r}: use 'random' or 'center'")
+    if valid_crop not in (None,'center'): raise ValueError(f"valid_crop={valid_crop!r}: use None or 'center'")
     train,val = _split_files(path, valid, seed, masks)
     mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
-    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, **kw),
-                      _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, **kw), device=device)
-    dls.labels,dls.size = labels,size
+    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, **kw),
+                      _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw), device=device)
+    dls.labels,dls.size,dls.crop = labels,size,crop
+    square = f'{size} x {size}'
+    dls.geometry = (f'short side {size} (image bilinear, label nearest), centre crop {square}, scores enlarged '
+                    f'bilinearly to {square} before the argmax' if valid_crop else
+                    f'whole images, short side {size} px, masks at their own size')
     return dls
 
 # %% ../nbs/11_data.ipynb #66e463a3
