@@ -135,10 +135,11 @@ class Score:
         "How clusters got their classes"
         return self.protocol.get("matching")
 
-# %% ../nbs/60_metrics.ipynb #5c3f2e0e
+# %% ../nbs/60_metrics.ipynb #4031bc26
 @patch
 def __repr__(self:Score):
-    rules = ", ".join(f"{k} {v}" for k,v in self.protocol.items())
+    p = self.protocol
+    rules = f"protocol {p['name']}" if "name" in p else ", ".join(f"{k} {v}" for k,v in p.items())
     return (f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {self.n_classes} of {len(self.iou)} classes "
             f"({len(self.assignment)} clusters, {rules})")
 
@@ -149,6 +150,18 @@ def to_dict(self:Score)->dict:
     if self.names: iou = dict(zip(self.names, iou))
     return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes,
                 assignment=self.assignment.tolist(), protocol=dict(self.protocol))
+
+# %% ../nbs/60_metrics.ipynb #ee01be35
+def _by_class(mat, classes)->Tensor: # (K,C) and class of each cluster -> (C+1,C)
+    C = mat.shape[1]
+    return torch.zeros(C+1, C, dtype=torch.float64).index_add_(0, classes%(C+1), mat.double())
+
+def _named(rows, classes, labels=None, **protocol)->Score: # of rows that are classes already, (C,C) or (C+1,C)
+    tp,C,names = rows.diagonal(),rows.shape[1],None if labels is None else list(getattr(labels, "names", labels))
+    if names and len(names)!=C: raise ValueError(f"{len(names)} names for {C} classes")
+    iou = tp/(rows[:C].sum(1)+rows.sum(0)-tp)
+    return Score((tp.sum()/rows.sum()).item(), iou.nanmean().item(), iou, int(iou.isfinite().sum()), classes, names,
+                 protocol)
 
 # %% ../nbs/60_metrics.ipynb #bb3d4857
 def score(
@@ -161,16 +174,10 @@ def score(
     match = dict(hungarian=hungarian, many_to_one=many_to_one)
     if matching not in match: raise ValueError(f"matching must be 'hungarian' or 'many_to_one', not {matching!r}")
     if isinstance(mat, ConfusionMatrix): protocol = {"ignore": mat.ignore, **protocol}
-    mat,names = _mat(mat),None if labels is None else list(getattr(labels, "names", labels))
-    C = mat.shape[1]
-    if names and len(names)!=C: raise ValueError(f"{len(names)} names for {C} classes")
+    mat = _mat(mat)
     if not mat.sum(): raise ValueError("no pixel was counted: are all masks void?")
     classes = match[matching](mat)
-    rows = torch.zeros(C+1, C, dtype=torch.float64).index_add_(0, classes%(C+1), mat.double())
-    tp = rows.diagonal()
-    iou = tp/(rows[:C].sum(1)+rows.sum(0)-tp)
-    return Score((tp.sum()/rows.sum()).item(), iou.nanmean().item(), iou, int(iou.isfinite().sum()), classes, names,
-                 {"matching": matching, **protocol})
+    return _named(_by_class(mat, classes), classes, labels, **{"matching": matching, **protocol})
 
 # %% ../nbs/60_metrics.ipynb #e8cdef92
 class HungarianMetric(Metric):
