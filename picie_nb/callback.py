@@ -17,14 +17,16 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .transforms import Photometric, Geometric
 from .clustering import kmeans, scores, assign, sample_pixels
-from .losses import PiCIELoss, balance_weights
+from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/70_callback.ipynb #2766a177
 class ClusterCallback(Callback):
     "Train any `Learner` whose batches start with images by PiCIE: cluster, label, learn, score"
     order = 15 # after MixedPrecision has turned predictions into float32
+    terms = ("within", "cross") # of the loss, for the progress table
     def __init__(self,
         n_clusters:int=27, # K
+        aux_clusters:int=0, # clusters of a second, finer clustering that is trained along (+H); 0: none
         photometric:Photometric=None, # P, default `Photometric()`
         geometric:Geometric=None, # G, default `Geometric()`
         size:int=None, # side of the square network input, in pixels; None: as the batches come
@@ -34,8 +36,8 @@ class ClusterCallback(Callback):
         spherical:bool=False, # keep K-means centroids at unit length?
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # BatchNorm in training: running statistics ("eval") or those of the batch ("train")
-        n_pixels:int=300, # pixels sampled from each image for K-means
-        n_images:int=2000, # images sampled for K-means
+        n_pixels:int=300, # pixels sampled from each image for K-means; None: all
+        n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
         n_init:int=1, # K-means restarts, the best is kept
@@ -43,31 +45,56 @@ class ClusterCallback(Callback):
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
-        self.mu, self.weights, self.mu_eval, self.snapshot, self.health = None, (None, None), None, None, {}
+        self.mu, self.mu_eval, self.snapshot, self.health = None, None, None, {}
+        self.ks = [n_clusters, aux_clusters] if aux_clusters else [n_clusters]
         for k, ok in dict(labels=("snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {ok[0]!r} or {ok[1]!r}")
 
-# %% ../nbs/70_callback.ipynb #04fa06b7
+# %% ../nbs/70_callback.ipynb #31c48eef
+@patch
+def draw(self:ClusterCallback,
+    x:Tensor, # images, (B,3,H,W) in [0,1]
+)->tuple: # parameters of G, P1 and P2 for each image
+    "Draw the transformations of a batch"
+    return self.geometric.sample(len(x), device=x.device), *(self.photometric.sample(len(x)) for _ in range(2))
+
 @patch
 def views(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
-): # (view 1, view 2, `GeometricParams`)
+)->tuple: # (view 1, view 2, `GeometricParams`)
     "$P_1x$, $G(P_2x)$ and the $G$ that was drawn"
-    size = (self.size, self.size) if self.size else tuple(x.shape[-2:])
-    g = self.geometric.sample(len(x), device=x.device)
-    x1, x2 = self.photometric(x), self.geometric.apply(self.photometric(x), g, size)
-    if tuple(x1.shape[-2:]) != size: x1 = F.interpolate(x1, size, mode="bilinear", antialias=True)
-    return x1, x2, g
+    g, p1, p2 = self.draw(x)
+    return (self.plain(self.photometric.apply(x, p1)),
+            self.geometric.apply(self.photometric.apply(x, p2), g, self.input_size(x)), g)
 
-# %% ../nbs/70_callback.ipynb #8fafd4f3
+@patch
+def input_size(self:ClusterCallback, x:Tensor)->tuple:
+    "Height and width at which a batch enters the network"
+    return (self.size, self.size) if self.size else tuple(x.shape[-2:])
+
+@patch
+def plain(self:ClusterCallback, x:Tensor)->Tensor:
+    "The batch at the network's input size"
+    size = self.input_size(x)
+    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+# %% ../nbs/70_callback.ipynb #d3e0bbe2
+@patch
+def feature(self:ClusterCallback,
+    view:int, # 0 or 1
+    f:Tensor, # what the network gave for this view, (B,D,h,w)
+    g, # the `GeometricParams` of the batch; None: a plain image, nothing moves
+)->Tensor: # (B,D,h,w), unit length
+    "$z_1=G(f(P_1x))$ for view 0, $z_2=f(G(P_2x))$ for view 1"
+    return F.normalize(self.geometric.apply(f.float(), g) if view == 0 and g else f.float(), dim=1)
+
 @patch
 def features(self:ClusterCallback,
-    pred:tuple, # what the network gave for the two views, each (B,D,h,w)
+    pred:tuple, # what the network gave for each view, (B,D,h,w)
     g, # the `GeometricParams` of the batch
 )->tuple: # (z1, z2), each (B,D,h,w), unit length
-    "$z_1=G(f(P_1x))$ and $z_2=f(G(P_2x))$, at the same places"
-    f1, f2 = (p.float() for p in pred)
-    return F.normalize(self.geometric.apply(f1, g, f2.shape[-2:]), dim=1), F.normalize(f2, dim=1)
+    "Features of both views, at the same places"
+    return tuple(self.feature(i, f, g) for i, f in enumerate(pred))
 
 # %% ../nbs/70_callback.ipynb #097ebcbd
 def _check_images(x:Tensor)->Tensor:
@@ -88,41 +115,39 @@ def _batches(self:ClusterCallback):
     for b in (dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl):
         b = self.learn._set_device(b)
         yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b))
-        if (seen := seen+len(x)) >= self.n_images: return
+        if (seen := seen+len(x)) >= (self.n_images or float("inf")): return
 
-# %% ../nbs/70_callback.ipynb #9c398cd5
+# %% ../nbs/70_callback.ipynb #96f86791
 @patch
 @torch.no_grad()
-def sample(self:ClusterCallback,
+def stream(self:ClusterCallback,
     model:nn.Module, # the network, used in the mode it is in
-    augment:bool=True, # both views, or the plain image?
-)->list: # one tensor (N,D) of unit features for each view (one or two)
-    "Features of randomly chosen pixels of the training images"
-    out = []
-    for x in self._batches():
-        if augment:
-            x1, x2, g = self.views(x)
-            zs = self.features(model(x1, x2), g)
-        else: zs = [F.normalize(model(self.plain(x)).float(), dim=1)]
-        out.append([sample_pixels(z, self.n_pixels) for z in zs])
-    return [torch.cat(o) for o in zip(*out)]
+    augment:bool=True, # the views, or the plain image?
+    only:int=None, # one view only: 0 or 1
+):
+    "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
+    for i, x in enumerate(self._batches()):
+        if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
+        *xs, g = self.views(x) if augment else (self.plain(x), None)
+        zs = [self.feature(i, model(v), g) for i, v in enumerate(xs) if only in (None, i)]
+        yield len(x), [sample_pixels(z, self.n_pixels) for z in zs]
 
 @patch
-def plain(self:ClusterCallback, x:Tensor)->Tensor:
-    "The batch at the network's input size, without any augmentation"
-    size = (self.size, self.size) if self.size else tuple(x.shape[-2:])
-    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+def sample(self:ClusterCallback, model:nn.Module, augment:bool=True)->list:
+    "All that `stream` yields: one tensor (N,D) of unit features for each view"
+    return [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment)))]
 
-# %% ../nbs/70_callback.ipynb #eb04f00b
+# %% ../nbs/70_callback.ipynb #74def996
 @patch
 def kmeans(self:ClusterCallback,
     z:Tensor, # features, (N,D)
+    k:int=None, # number of clusters, default K
 ): # `KMeansResult`
     "K-means with this callback's settings; on several processes, everybody gets rank 0's centroids"
     if not torch.isfinite(z).all():
         raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
-    res = kmeans(z, self.n_clusters, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
+    res = kmeans(z, k or self.n_clusters, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
                  engine=self.engine, n_init=self.n_init, generator=gen)
     if dist.is_available() and dist.is_initialized():
         for t in (res.centroids, res.counts): dist.broadcast(t, 0)
@@ -134,10 +159,19 @@ def cluster(self:ClusterCallback):
     "Freeze a snapshot of the network and fit the epoch's centroids, one set for each view"
     model = getattr(self.learn.model, "module", self.learn.model)
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
-    res = [self.kmeans(z) for z in self.sample(self.snapshot)]
-    self.mu = [r.centroids for r in res]
-    self.weights = [balance_weights(r.counts, self.balance) for r in res]
-    self.counts = torch.zeros(self.n_clusters, device=self.mu[0].device)
+    zs = self.sample(self.snapshot)
+    self.set_heads([[self.kmeans(z, k) for z in zs] for k in self.ks])
+
+@patch
+def set_heads(self:ClusterCallback,
+    results:list, # one `KMeansResult` for each head and view
+    counts:list=None, # pixels in each cluster, for each head and view; default those of K-means
+):
+    "Keep centroids and weights for the epoch"
+    counts = counts or [[r.counts for r in rs] for rs in results]
+    self.heads = [([r.centroids for r in rs], [balance_weights(n, self.balance) for n in ns])
+                  for rs, ns in zip(results, counts)]
+    self.mu, self.sizes = self.heads[0][0], torch.zeros(self.n_clusters, device=results[0][0].centroids.device)
 
 # %% ../nbs/70_callback.ipynb #ec54685e
 @patch
@@ -153,24 +187,24 @@ def before_train(self:ClusterCallback):
 def before_batch(self:ClusterCallback):
     x = _check_images(self.learn.xb[0])
     if not self.training: return
-    x1, x2, self.g = self.views(x)
-    self.learn.xb = (x1, x2)
+    *self.xs, self.g = self.views(x)
+    self.learn.xb = tuple(self.xs)
 
 @patch
-def label(self:ClusterCallback, z1:Tensor, z2:Tensor)->tuple:
-    "Nearest centroid of every pixel of both views, from the features of the snapshot or from `z1`, `z2` themselves"
-    with torch.no_grad():
-        if self.labels == "snapshot": z1, z2 = self.features(self.snapshot(*self.learn.xb), self.g)
-        return tuple(assign(z, mu, self.metric) for z, mu in zip((z1, z2), self.mu))
+@torch.no_grad()
+def label(self:ClusterCallback, zs:tuple)->list:
+    "For each head, the nearest centroid of every pixel of each view, by features of the snapshot or by `zs` themselves"
+    if self.labels == "snapshot": zs = self.features(tuple(self.snapshot(v) for v in self.xs), self.g)
+    return [[assign(z, m, self.metric) for z, m in zip(zs, mu)] for mu, _ in self.heads]
 
-# %% ../nbs/70_callback.ipynb #1418f26e
+# %% ../nbs/70_callback.ipynb #eb3cbaa1
 @patch
 def after_pred(self:ClusterCallback):
     if self.training:
-        z1, z2 = self.features(self.learn.pred, self.g)
-        y1, y2 = self.label(z1, z2)
-        self.counts += torch.bincount(y1.flatten(), minlength=self.n_clusters)
-        self.learn.pred, self.learn.yb = (z1, z2), (y1, y2, *self.mu, *self.weights)
+        zs = self.features(self.learn.pred, self.g)
+        ys = self.label(zs)
+        self.sizes += torch.bincount(ys[0][0].flatten(), minlength=self.n_clusters)
+        self.learn.pred, self.learn.yb = zs, tuple(o for y, (mu, w) in zip(ys, self.heads) for o in (*y, *mu, *w))
     else:
         if self.mu_eval is None: self.fit_readout()
         self.learn.pred = scores(F.normalize(self.learn.pred.float(), dim=1), self.mu_eval, self.readout)
@@ -181,21 +215,38 @@ class ClusterLoss:
     "`PiCIELoss` in the form that `Learner` calls: a prediction, then the targets"
     def __init__(self, loss:PiCIELoss=None): # the four terms, default `PiCIELoss(metric="dot")`
         self.loss = loss or PiCIELoss(metric="dot")
+    def head(self, zs, *y): return self.loss(*zs, *y)
     def __call__(self, pred, *yb):
-        if isinstance(pred, tuple): return self.loss(*pred, *yb)
-        return F.cross_entropy(pred/self.loss.tau, pred.argmax(1))
+        if not isinstance(pred, tuple): return F.cross_entropy(pred/self.loss.tau, pred.argmax(1))
+        n = 3*len(pred) # labels, centroids and weights of each view
+        if len(yb) == n: return self.head(pred, *yb)
+        w = aux_weights(*(len(o[n//3]) for o in (yb, yb[n:])))
+        aux = self.head(pred, *yb[n:]) # first, so that `loss` remembers the terms of the main head
+        return w[0]*self.head(pred, *yb[:n]) + w[1]*aux
     def activation(self, scores): return (scores/self.loss.tau).softmax(1)
     def decodes(self, scores): return scores.argmax(1)
 
-# %% ../nbs/70_callback.ipynb #201a907c
+# %% ../nbs/70_callback.ipynb #a658285b
 @patch
-def fit_readout(self:ClusterCallback):
-    "Fresh centroids from plain training images, for scoring and for use"
+def fresh(self:ClusterCallback,
+    n:int=1, # independent runs of K-means
+)->list: # centroids (K,D) of each run
+    "Centroids of plain training images, by the network in evaluation mode"
     model = getattr(self.learn.model, "module", self.learn.model)
     mode = model.training
-    z, = self.sample(model.eval(), augment=False)
+    res = self._fresh(model.eval(), n)
     model.train(mode)
-    self.mu_eval = self.kmeans(z).centroids
+    return res
+
+@patch
+def _fresh(self:ClusterCallback, model, n):
+    z, = self.sample(model, augment=False)
+    return [self.kmeans(z).centroids for _ in range(n)]
+
+@patch
+def fit_readout(self:ClusterCallback):
+    "Fresh centroids for scoring and for use"
+    self.mu_eval, = self.fresh()
 
 @patch
 def before_validate(self:ClusterCallback):
@@ -214,13 +265,13 @@ def effective_clusters(
 def after_batch(self:ClusterCallback):
     if not self.training: return
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
-    for k in ("within", "cross"): self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
+    for k in self.terms: self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
     self.health["n"] = n+1
 
 @patch
 def after_train(self:ClusterCallback):
     n = max(self.health.pop("n", 1), 1)
-    self.health = {**{k: float(v)/n for k, v in self.health.items()}, "clusters": effective_clusters(self.counts)}
+    self.health = {**{k: float(v)/n for k, v in self.health.items()}, "clusters": effective_clusters(self.sizes)}
     self.snapshot = None
 
 @patch
@@ -233,7 +284,7 @@ def before_epoch(self:ClusterCallback): self.health = {}
 
 @patch
 def metrics(self:ClusterCallback):
-    "Columns for the progress table: within, cross, effective number of clusters"
-    return [ValueMetric(partial(_health, self, o), o) for o in ("within", "cross", "clusters")]
+    "Columns for the progress table: terms of the loss, effective number of clusters"
+    return [ValueMetric(partial(_health, self, o), o) for o in (*self.terms, "clusters")]
 
 def _health(cb, name): return cb.health.get(name, float("nan"))

@@ -125,15 +125,16 @@ class Photometric:
         p_jitter:float=.8, # probability of each of the four above, separately
         p_grey:float=.2, # probability of greyscale
         p_blur:float=.5, # probability of blur
-        sigma:tuple=(.1,2.), # smallest and largest standard deviation of the blur in pixels, or one number
+        sigma:tuple=(.1,2.), # range of the blur's standard deviation in pixels, or one number; a minus sign is dropped
+        one_coin:bool=False, # let one coin decide about all four of the first operations?
     ):
         for k,v in dict(brightness=brightness, contrast=contrast, saturation=saturation).items():
             _in_range(k, v, 0, 1, 'how far a factor may be from 1')
         _in_range('hue', hue, 0, .5, 'part of a turn of the colour circle')
         for k,v in dict(p_jitter=p_jitter, p_grey=p_grey, p_blur=p_blur).items(): _in_range(k, v, 0, 1, 'a probability')
         lo,hi = (sigma,sigma) if isinstance(sigma, (int,float)) else sigma
-        if not 0 <= lo <= hi: raise ValueError(f'sigma must be (smallest, largest) in pixels, got {sigma}')
-        self.strength,self.sigma = (brightness, contrast, saturation, hue), (lo,hi)
+        if not lo <= hi: raise ValueError(f'sigma must be (lowest, highest) in pixels, got {sigma}')
+        self.one_coin,self.strength,self.sigma = one_coin, (brightness, contrast, saturation, hue), (lo,hi)
         self.p_jitter,self.p_grey,self.p_blur = p_jitter, p_grey, p_blur
 
 # %% ../nbs/20_transforms.ipynb #ab4e0c3f
@@ -151,10 +152,11 @@ def sample(self:Photometric,
     "Draw strengths for `n` images"
     coin,u = _uniform((6,n), generator, device), _uniform((5,n), generator, device)
     strength = torch.tensor(self.strength, device=u.device)[:,None]
+    if self.one_coin: coin[1:4] = coin[0]
     jitter = torch.where(coin[:4] < self.p_jitter, strength*(2*u[:4]-1), 0.)
     lo,hi = self.sigma
     return PhotometricParams(*(1+jitter[:3]), jitter[3], grey=coin[4] < self.p_grey,
-                             sigma=torch.where(coin[5] < self.p_blur, lo + (hi-lo)*u[4], 0.))
+                             sigma=torch.where(coin[5] < self.p_blur, (lo + (hi-lo)*u[4]).abs(), 0.))
 
 # %% ../nbs/20_transforms.ipynb #13c5ddd7
 def _some(x, f, v, on):
@@ -193,7 +195,7 @@ def apply(self:Photometric,
         if (p.saturation!=1).any(): x = adjust_saturation(x, p.saturation.to(x))
         x = _some(x, adjust_hue, p.hue, p.hue!=0)
         x = _some(x, adjust_saturation, 1-p.grey.float(), p.grey)
-        radius = math.ceil(3*max([self.sigma[1], *p.sigma.tolist()]))
+        radius = math.ceil(3*max([*map(abs, self.sigma), *p.sigma.tolist()]))
         return _some(x, partial(gaussian_blur, radius=radius), p.sigma, p.sigma>0).clamp_(0, 1)
 
 # %% ../nbs/20_transforms.ipynb #cccd8232
