@@ -1,13 +1,18 @@
 "Everything public in one import: `from picie_nb.all import *`"
 from .labels import *
 from .data import *
+from .datasets import *
 from .transforms import *
 from .backbone import *
 from .fpn import *
 from .clustering import *
 from .losses import *
 from .metrics import *
+from .protocols import *
+from .evaluation import *
+from .probes import *
 from .callback import *
+from .variants import *
 from .learner import *
 from .segmenter import *
-from .cli import picie_demo, picie_train, picie_segment
+from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check

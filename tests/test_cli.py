@@ -66,6 +66,34 @@ def test_segment_folder(trained, tmp_path):
     assert [o["cluster"] for o in json.loads((tmp_path/"out"/"legend.json").read_text())] == list(range(8))
 
 
+def test_evaluate(world, tmp_path):
+    "Predictions that nobody here made: a shifted copy of the truth, 16 bits, against the masks; and a worse one"
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        true = np.asarray(Image.open(world/"test"/"masks"/f"{i:05}.png")).astype(np.uint16)
+        pred = np.where(true == 255, 0, (true+3) % 8).astype(np.uint16)
+        worse = np.where(rng.random(pred.shape) < .3, rng.integers(0, 8, pred.shape), pred).astype(np.uint16)
+        for d, a in (("pred", pred), ("worse", worse), ("small", worse[::2, ::2])):
+            (tmp_path/d).mkdir(exist_ok=True)
+            Image.fromarray(a).save(tmp_path/d/f"{i:05}.png")
+    (tmp_path/"pred"/"00000.overlay.jpg").write_bytes(b"JPEGs are not looked at")
+    args = [world/"test"/"masks", "--labels", "toyscenes"]
+    res = run("picie-evaluate", tmp_path/"worse", *args, "--versus", tmp_path/"pred", "--bootstrap", "100", "--json", tmp_path/"r.json", "--confusion", tmp_path/"c.png")
+    assert res.returncode == 0, res.stderr
+    assert f"wrote {tmp_path/'r.json'}" in res.stdout and f"wrote {tmp_path/'c.png'}" in res.stdout and "A - B" in res.stdout and "precision" in res.stdout
+    r = json.loads((tmp_path/"r.json").read_text())
+    assert .6 < r["score"]["acc"] < .9 and r["n_images"] == 4 and r["score"]["protocol"]["matching"] == "hungarian"
+    assert r["intervals"]["acc"]["low"] < r["score"]["acc"] < r["intervals"]["acc"]["high"]
+    assert r["versus"]["miou"]["better"] == 0 and r["versus"]["miou"]["high"] < 0
+    assert np.array(r["confusion"]).shape == (8, 8) and {o["name"] for o in r["per_class"]} == set(r["score"]["iou"])
+    assert Image.open(tmp_path/"c.png").width > 400
+    res = run("picie-evaluate", tmp_path/"small", *args, "--resize", "--clusters", "8", "--bootstrap", "0", "--matching", "many-to-one", "--json", tmp_path/"m.json")
+    r = json.loads((tmp_path/"m.json").read_text())
+    assert res.returncode == 0 and r["intervals"] is None and r["score"]["protocol"]["matching"] == "many_to_one" and r["score"]["acc"] > .5
+    res = run("picie-evaluate", tmp_path/"small", *args)
+    assert res.returncode == 1 and "24 x 24 pixels, its truth 48 x 48" in res.stderr and len(res.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("args, says", [
     (["picie-train", "/nowhere"], "/nowhere"),
     (["picie-train", "{w}/train/images", "--masks", "{w}/test/masks"], "--labels"),
@@ -76,6 +104,11 @@ def test_segment_folder(trained, tmp_path):
     (["picie-train", "{w}/train/images/00000.png", "--no-pretrained", "--size", "32"], "one image is too few"),
     (["picie-segment", "{w}/none.safetensors", "{w}/test/images"], "none.safetensors"),
     (["picie-segment", "{w}/train/masks/00000.png", "{w}/test/images"], "not a complete safetensors"),
+    (["picie-evaluate", "{w}/test/masks", "{w}/test/masks"], "which classes?"),
+    (["picie-evaluate", "{w}/test/masks", "{w}/test/masks", "--protocol", "coco"], "picie-coco27-320"),
+    (["picie-evaluate", "{w}/test/masks", "{w}/train/masks", "--labels", "toyscenes"], "4 of 8 truths have no prediction"),
+    (["picie-evaluate", "{w}/test/images", "{w}/test/masks", "--labels", "toyscenes"], "holds colours"),
+    (["picie-evaluate", "{w}/test/masks", "{w}/test/masks", "--labels", "toyscenes", "--json", "{w}/test"], "is a folder"),
 ])
 def test_a_mistake_is_one_line(world, args, says):
     res = run(*(a.format(w=world) for a in args))

@@ -19,10 +19,10 @@ def test_runs(nb):
     assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-6000:]
 
 
-def test_stems_are_unique():
+def test_pages_are_unique():
     "nbdev drops the number of a notebook's name: 20_data and 30_data would be the same page"
-    stems = collections.Counter(re.sub(r"^\d+[a-z]?_", "", p.stem) for p in NBS)
-    assert [s for s, n in stems.items() if n > 1] == []
+    pages = collections.Counter((p.parent, re.sub(r"^\d+[a-z]?_", "", p.stem)) for p in NBS)
+    assert [s for s, n in pages.items() if n > 1] == []
 
 
 @every
@@ -58,6 +58,14 @@ def test_outputs_are_real(nb):
     ends = [c for c in cells(nb) if not directives(c) & {"hide", "cuda", "slow", "eval"} and re.match(r"[\w.\[\]'\"]+$", source(c).splitlines()[-1])]
     assert sum(not c["outputs"] for c in ends) <= len(ends)/4, "run it with `make notebooks`"
     assert nb.stat().st_size < 400*1024
+
+
+@every
+def test_directives_are_yaml(nb):
+    "A colon in an alt text would spoil all directives of its cell on the site"
+    for c in cells(nb):
+        for l in source(c).splitlines():
+            if l.startswith("#| fig-alt"): assert ": " not in l.partition(": ")[2], l
 
 
 @every

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = [["labels", "transforms", "backbone", "clustering"], ["losses", "scenes"], ["data", "metrics", "fpn"], ["callback", "segmenter"], ["learner"], ["cli"]]
-WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "losses", "scenes", "data", "metrics", "fpn", "segmenter"]
+LAYERS = [["labels", "transforms", "backbone", "clustering"], ["losses", "scenes"], ["data", "metrics", "fpn"], ["callback", "segmenter", "protocols", "datasets"], ["variants", "evaluation"], ["probes"], ["learner"], ["cli"]]
+WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "fpn", "segmenter"]
 
 
 def python(code, *args, **kw):
@@ -48,8 +48,16 @@ def test_wheel_metadata(dists):
         assert f"Requires-Dist: {name}" in meta, name
     assert 'faiss-gpu>=1.14; sys_platform == "linux" and platform_machine == "x86_64"' in meta
     assert 'faiss-cpu>=1.8; sys_platform != "linux" or platform_machine != "x86_64"' in meta
-    assert "picie-train = picie_nb.cli:picie_train" in entry and "picie_nb = picie_nb._modidx:d" in entry
+    assert all(f"picie-{n} = picie_nb.cli:picie_{n}" in entry for n in ("demo", "train", "segment", "evaluate", "check")) and "picie_nb = picie_nb._modidx:d" in entry
     assert tops == {"picie_nb"}
+
+
+def test_label_tables_travel(dists):
+    "Wheel and sdist hold every label table of the checkout"
+    tables = {f"picie_nb/tables/{f.name}" for f in (ROOT/"picie_nb/tables").glob("*.json")}
+    with zipfile.ZipFile(dists[1]) as z: assert tables <= set(z.namelist())
+    with tarfile.open(dists[0]) as t: assert tables <= {n.split("/", 1)[-1] for n in t.getnames()}
+    assert len(tables) == 9
 
 
 def test_sdist_has_what_setup_needs(dists):
@@ -80,7 +88,7 @@ def test_imports_without_fastai(module):
     assert res.returncode == 0, res.stderr
 
 
-@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m != "metrics"])
+@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m not in ("metrics", "protocols", "evaluation", "probes")])
 def test_does_not_load_fastai(module):
     "Even where fastai is installed, the lower modules do not pay for it"
     res = python(f"import sys, picie_nb.{module}; print([m for m in sys.modules if m.split('.')[0] == 'fastai'])")
