@@ -24,6 +24,7 @@ class ClusterCallback(Callback):
     "Train any `Learner` whose batches start with images by PiCIE: cluster, label, learn, score"
     order = 15 # after MixedPrecision has turned predictions into float32
     terms = ("within", "cross") # of the loss, for the progress table
+    n_views = 2
     def __init__(self,
         n_clusters:int=27, # K
         aux_clusters:int=0, # clusters of a second, finer clustering that is trained along (+H); 0: none
@@ -59,13 +60,23 @@ def draw(self:ClusterCallback,
     return self.geometric.sample(len(x), device=x.device), *(self.photometric.sample(len(x)) for _ in range(2))
 
 @patch
+def view(self:ClusterCallback,
+    i:int, # 0 or 1
+    x:Tensor, # images, (B,3,H,W) in [0,1]
+    drawn:tuple, # what `draw` gave
+)->Tensor: # (B,3,H,W) at the network's input size
+    "$P_1x$ for view 0, $G(P_2x)$ for view 1"
+    g, *ps = drawn
+    x = self.photometric.apply(x, ps[i])
+    return self.geometric.apply(x, g, self.input_size(x)) if i else self.plain(x)
+
+@patch
 def views(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
-)->tuple: # (view 1, view 2, `GeometricParams`)
+)->tuple: # each view, and the `GeometricParams`
     "$P_1x$, $G(P_2x)$ and the $G$ that was drawn"
-    g, p1, p2 = self.draw(x)
-    return (self.plain(self.photometric.apply(x, p1)),
-            self.geometric.apply(self.photometric.apply(x, p2), g, self.input_size(x)), g)
+    drawn = self.draw(x)
+    return *(self.view(i, x, drawn) for i in range(self.n_views)), drawn[0]
 
 @patch
 def input_size(self:ClusterCallback, x:Tensor)->tuple:
@@ -128,8 +139,9 @@ def stream(self:ClusterCallback,
     "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
     for i, x in enumerate(self._batches()):
         if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
-        *xs, g = self.views(x) if augment else (self.plain(x), None)
-        zs = [self.feature(i, model(v), g) for i, v in enumerate(xs) if only in (None, i)]
+        drawn = self.draw(x) if augment else (None,)
+        which = range(self.n_views) if augment and only is None else [only or 0]
+        zs = [self.feature(i, model(self.view(i, x, drawn) if augment else self.plain(x)), drawn[0]) for i in which]
         yield len(x), [sample_pixels(z, self.n_pixels) for z in zs]
 
 @patch

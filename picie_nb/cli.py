@@ -126,12 +126,13 @@ def picie_train(
     print(f"{len(files[0])} training and {len(files[1])} validation images, {clusters} clusters, backbone {backbone}")
     if len(files[0]) == 1 and not pretrained and not weights:
         raise ValueError("one image is too few to train from random weights: add images, or use --weights FILE")
-    scored = learn.metrics and any(hasattr(m, "cm") for m in learn.metrics)
+    scored = any(hasattr(m, "cm") for m in learn.metrics)
     if not scored: print("no masks, so there will be no score")
     if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
     report = _train(learn, epochs, draws if scored else 0, about=about)
-    report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid, masks=masks, backbone=backbone, weights=weights,
-                  pretrained=pretrained, size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
+    report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
+                  masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,
+                  size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
     learn.segmenter().save(out)
     print(f"wrote {out}")
     if json: print(f"wrote {_write_json(json, report)}")
@@ -164,7 +165,8 @@ def _dataset(images, dataset, valid, masks, labels, splits, kw):
     if masks or valid and dataset != "camvid":
         raise ValueError(f"--dataset {dataset} finds validation images and masks by itself: leave out --valid and --masks")
     given = {k: v for k, v in dict(labels=labels, splits=splits, valid=valid).items() if v}
-    if splits and dataset != "cityscapes": raise ValueError("--splits is a choice of --dataset cityscapes")
+    if splits and dataset not in ("cityscapes", "auto"):
+        raise ValueError("--splits is a choice of --dataset cityscapes")
     ds = makers[dataset](images, **given)
     print(ds)
     return ds.dls(**kw), ds.about()

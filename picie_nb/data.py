@@ -137,12 +137,15 @@ def _open_whole(path, size):
     sides = [max(4, 4*round(o*size/min(im.size)/4)) for o in im.size]
     return _pil(im.resize(sides, Image.Resampling.BILINEAR))
 
-# %% ../nbs/11_data.ipynb #12a005b0
+# %% ../nbs/11_data.ipynb #d6a2cec0
+def _mask_image(im): # upright, and numbers that were saved three times are there once
+    im = ImageOps.exif_transpose(im)
+    a = np.asarray(im)
+    return Image.fromarray(a[...,0]) if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all() else im
+
 def _open_mask(path, labels, size=None):
     def classes(im):
-        im = ImageOps.exif_transpose(im)
-        a = np.asarray(im)
-        if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all(): im = Image.fromarray(a[...,0])
+        im = _mask_image(im)
         return labels.map(_middle(im, size, Image.Resampling.NEAREST) if size else im)
     return _label_mask(torch.from_numpy(_open(path, classes)), labels)
 

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import os
 import numpy as np
 from fastcore.basics import patch
-from PIL import ImageOps
-from .data import IMAGE_SUFFIXES,_as_labels,_open,_split_files,image_files,open_image,picie_dls
+from .data import IMAGE_SUFFIXES,_as_labels,_mask_image,_open,_split_files,image_files,open_image,picie_dls
 from .labels import LABELSETS,LabelSet
 
 # %% ../nbs/13_datasets.ipynb #3daf9c7f
@@ -62,19 +61,6 @@ def dls(self:DataSet,
     for what,files in (('train on', self.train), ('validate on', self.valid)):
         if not files: raise ValueError(f'{self.name} has no images to {what}: choose a split that has some')
     return picie_dls(self.train, size=size, bs=bs, valid=self.valid, masks=self.mask_of, labels=self.labels, **kwargs)
-
-# %% ../nbs/13_datasets.ipynb #42a20bcb
-_RIGHT = dict(
-    cocostuff='take the masks of stuffthingmaps_trainval2017.zip: values 0..181 and 255; 183, "other", is from the '
-              'archive of stuff alone',
-    cityscapes='take the files *_gtFine_labelIds.png: values 0..33 and 255; not color, instanceIds or labelTrainIds',
-    pascal='take the PNG files of SegmentationClass as they are: values 0..20 and 255')
-
-def _right_files(labels): # what the masks of a known label set must be
-    name = next((k for k,v in LABELSETS.items() if v==labels), '')
-    return next((v for k,v in _RIGHT.items() if name.startswith(k)), '')
-
-for _labels in LABELSETS.values(): _labels.hint = _right_files(_labels) # also for masks that turn up in training
 
 # %% ../nbs/13_datasets.ipynb #6f8a904f
 _TREES = dict(
@@ -175,12 +161,11 @@ def cocostuff(
         partial(_mask_path, images=images, masks=masks) if masks else None, _as_labels(labels),
         ' + '.join(f'{s}, {_list_name(lists[s])}' for s in valid), root)
 
-# %% ../nbs/13_datasets.ipynb #1561697f
+# %% ../nbs/13_datasets.ipynb #065638cb
 def _values(path): # (width, height), values and counts of a mask file
     def read(im):
-        im = ImageOps.exif_transpose(im)
+        im = _mask_image(im)
         a = np.asarray(im)
-        if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all(): a = a[...,0]
         if a.ndim!=2: raise ValueError(f'has colours (mode {im.mode}), not class numbers')
         if a.dtype!=np.uint8: return im.size, *np.unique(a, return_counts=True)
         n = np.bincount(a.ravel())
@@ -210,7 +195,7 @@ def curate(
     def keep(f):
         (w,h),vals,n = _values(f)
         if (new := sorted({*vals.tolist()}-{*labels.table})):
-            raise ValueError(f'{f} holds unknown values {new[:8]}: {_right_files(labels) or "are the labels right?"}')
+            raise ValueError(f'{f} holds unknown values {new[:8]}: {labels.hint or "are the labels right?"}')
         return min(w, h)>=side and n[np.isin(vals, stuff)].sum()>=share*w*h
     files = [Path(f) for f in (image_files(masks) if isinstance(masks, (str,Path)) else masks)]
     return [f.stem for f,ok in zip(files, _stream(keep, files, n_workers)) if ok]
@@ -292,7 +277,7 @@ def pascal(
     def files(splits): return [f for s in _splits(splits) for f in read_list(lists/f'{s}.txt', images)]
     return DataSet(labels if isinstance(labels, str) else 'pascal', files(train), files(valid),
                    partial(_mask_path, images=images, masks=masks) if masks else None, _as_labels(labels),
-                   '+'.join(_splits(valid)), root)
+                   ' + '.join(_splits(valid)), root)
 
 # %% ../nbs/13_datasets.ipynb #aad4d5d3
 def open_dataset(
@@ -302,6 +287,8 @@ def open_dataset(
     "Recognise the layout of `root` and open it"
     root = Path(root)
     def has(*names): return any((root/n).is_dir() for n in names)
+    if 'splits' in kwargs and not has('leftImg8bit'):
+        raise ValueError(f'splits is a choice of Cityscapes, and {root} has no folder leftImg8bit: leave it out')
     if has('leftImg8bit'): return cityscapes(root, **kwargs)
     if has('images/train2017', 'images/val2017', 'train2017', 'val2017'): return cocostuff(root, **kwargs)
     if has('JPEGImages'): return pascal(root, **kwargs)
@@ -394,7 +381,7 @@ def check_dataset(
     find = data.mask_of or (lambda f: None)
     items = [(f, find(f) if train_masks else None) for f in data.train] + [(f, find(f)) for f in data.valid]
     items = list(dict.fromkeys(items))
-    check = partial(_check_image, quick=quick, right=_right_files(labels))
+    check = partial(_check_image, quick=quick, right=labels.hint if labels else '')
     for (_,m),got in zip(progress(items) if progress else items, _stream(check, items, n_workers)):
         if isinstance(got, Problem): res.problems.append(got)
         elif got: _count(res, odd, labels, m, *got)
@@ -421,7 +408,7 @@ def _unknown(res, odd, labels): # problems with values
     for v in values[:8]:
         n,*ms = odd[v]
         names = ', '.join(m.name for m in ms)+(', ...' if n>len(ms) else '')
-        remedy = _right_files(labels) or f'say what it means, as table={{**labels.table, {v}: labels.ignore}}'
+        remedy = labels.hint or f'say what it means, as table={{**labels.table, {v}: labels.ignore}}'
         res.problems.append(Problem(ms[0], f'unknown value {v}: {_some(res.values[v], "pixel")} in {_some(n, "mask")} '
                                            f'({names})', remedy))
     if len(values)>8: res.notes.append(f'{len(values)} values are unknown, the first 8 are listed')

@@ -15,9 +15,9 @@ from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from .data import image_files, _open, _as_labels
+from .data import image_files, _as_labels, _mask_image, _middle, _open
 from .labels import label_set
 from .metrics import Score, confusion, hungarian, many_to_one, _ints
 from .protocols import Protocol, group_scores, protocol as _find
@@ -485,12 +485,11 @@ def _match_files(pred_dir, true_dir, pred_suffix="", true_suffix=""):
                          f"{preds[extra[0]]}: remove them, or say with true_suffix how the truths are named")
     return [(k, preds[k], trues[k]) for k in sorted(trues)]
 
-# %% ../nbs/62_evaluation.ipynb #8b8fae31
+# %% ../nbs/62_evaluation.ipynb #765e4155
 def _numbers(im):
     "The numbers in an image file, (H,W) int64"
-    im = ImageOps.exif_transpose(im)
+    im = _mask_image(im)
     a = np.asarray(im)
-    if im.mode=="RGB" and (a==a[...,:1]).all(): a = a[...,0]
     if a.ndim!=2 or a.dtype.kind not in "iub":
         raise ValueError(f"it holds colours or fractions (mode {im.mode}), not numbers: save one whole number per pixel, "
                          "as a grey or palette PNG")
@@ -503,10 +502,7 @@ def _nearest_size(a, size):
 
 def _centre_square(a, side):
     "Short side to `side`, by nearest; then the square in the middle"
-    h,w = a.shape
-    a = _nearest_size(a, (side, int(side*w/h)) if h<=w else (int(side*h/w), side))
-    top,left = (round((n-side)/2) for n in a.shape)
-    return a[top:top+side,left:left+side]
+    return np.asarray(_middle(Image.fromarray(a.astype(np.int32)), side, Image.Resampling.NEAREST)).astype(np.int64)
 
 def _crop_of(card):
     "Side of the centre square that a card cuts out, or None"

@@ -61,15 +61,15 @@ def palette(
 class LabelSet:
     "Names, colours and file values of the classes of a data set"
     _colours = staticmethod(palette)
-    hint = '' # what to do about unknown values, for a data set whose files are known
     def __init__(self,
         names:list, # names of the `C` classes, in order
         palette:np.ndarray=None, # colours, (C,3) uint8; None: `palette(C)`
         ignore:int=255, # value of pixels without a class
         table:dict=None, # `{value in the files: class, or ignore}`; None: files hold `0..C-1` and `ignore`
         things:list=None, # the classes that are countable objects; None: nobody has said
+        hint:str='', # what to do about unknown values, where the right files are known
     ):
-        self.names,self.ignore = [str(o) for o in names],int(ignore)
+        self.names,self.ignore,self.hint = [str(o) for o in names],int(ignore),hint
         c = len(self.names)
         self.palette = self._colours(c) if palette is None else np.asarray(palette, np.uint8)
         if table is None: table = {i:i for i in [*range(c), self.ignore]}
@@ -206,7 +206,7 @@ def coarsen(self:LabelSet,
     thing = {self.names[i] for i in self.things or []}
     things = None if self.things is None else [i for i,g in enumerate(groups.values()) if thing.issuperset(g)]
     return LabelSet(groups, palette=[self.palette[self.names.index(g[0])] for g in groups.values()], ignore=self.ignore,
-                    table={k: new.get(v, self.ignore) for k,v in self.table.items()}, things=things)
+                    table={k: new.get(v, self.ignore) for k,v in self.table.items()}, things=things, hint=self.hint)
 
 # %% ../nbs/10_labels.ipynb #293b9315
 @patch
@@ -214,7 +214,8 @@ def to_dict(self:LabelSet)->dict:
     "Plain numbers, lists and strings, ready for `json.dumps`"
     res = dict(names=self.names, palette=self.palette.tolist(), ignore=self.ignore,
                table={str(k):v for k,v in self.table.items()})
-    return res if self.things is None else {**res, 'things': self.things}
+    if self.things is not None: res['things'] = self.things
+    return {**res, 'hint': self.hint} if self.hint else res
 
 @patch(cls_method=True)
 def from_dict(cls:LabelSet,

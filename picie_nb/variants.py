@@ -20,7 +20,6 @@ from .callback import ClusterCallback, ClusterLoss
 class PublishedCallback(ClusterCallback):
     "`ClusterCallback` with the habits of the published code, each behind a switch of its own"
     name = "cluster" # on the learner
-    n_views = 2
     def __init__(self, *args,
         fixed_views:bool=False, # draw P and G once for each image and epoch, instead of at each use?
         plain_crop:bool=False, # train on G(x) instead of G(P2 x), though K-means and labels see G(P2 x)?
@@ -152,10 +151,10 @@ class MDCCallback(PublishedCallback):
         self.parametric = parametric
 
 @patch
-def views(self:MDCCallback, x:Tensor)->tuple:
-    "One view: $G(Px)$, and the $G$ that was drawn"
-    g, p, _ = self.draw(x)
-    return self.geometric.apply(self.photometric.apply(x, p), g, self.input_size(x)), g
+def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
+    "The only view, $G(Px)$"
+    g, p, _ = drawn
+    return self.geometric.apply(self.photometric.apply(x, p), g, self.input_size(x))
 
 @patch
 def feature(self:MDCCallback, view:int, f:Tensor, g)->Tensor:
