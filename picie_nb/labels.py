@@ -224,6 +224,7 @@ def from_dict(cls:LabelSet,
     "The label set that `to_dict` described"
     return cls(**d)
 
-# %% ../nbs/10_labels.ipynb #50a48176
+# %% ../nbs/10_labels.ipynb #eddda0c8
 @patch
-def __eq__(self:LabelSet, other): return isinstance(other, LabelSet) and self.to_dict()==other.to_dict()
+def __eq__(self:LabelSet, other): # the hint is advice, not meaning
+    return isinstance(other, LabelSet) and {**self.to_dict(), 'hint': ''}=={**other.to_dict(), 'hint': ''}
