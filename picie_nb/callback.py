@@ -7,8 +7,9 @@ Docs: https://picie-nb.github.io/picie_nb/callback.html.md"""
 # %% auto #0
 __all__ = ['ClusterCallback', 'ClusterLoss', 'effective_clusters']
 
-# %% ../nbs/70_callback.ipynb #5b111ce2
-import copy, torch, torch.nn.functional as F, torch.distributed as dist
+# %% ../nbs/70_callback.ipynb #43b8fc66
+import copy, sys, torch, torch.nn.functional as F, torch.distributed as dist
+from dataclasses import replace
 from functools import partial
 from torch import Tensor, nn
 from fastai.callback.core import Callback
@@ -37,12 +38,12 @@ class ClusterCallback(Callback):
         spherical:bool=False, # keep K-means centroids at unit length?
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # BatchNorm in training: running statistics ("eval") or those of the batch ("train")
-        n_pixels:int=300, # pixels sampled from each image for K-means; None: all
-        n_images:int=2000, # images sampled for K-means; None: all
+        n_pixels:int=800, # pixels sampled from each image for K-means; None: all
+        n_images:int=0, # images sampled for K-means; 0: a tenth of them, but 32 to 2000; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
         n_init:int=1, # K-means restarts, the best is kept
-        engine:str="faiss", # "faiss" or "torch"
+        engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
@@ -57,7 +58,7 @@ def draw(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
 )->tuple: # parameters of G, P1 and P2 for each image
     "Draw the transformations of a batch"
-    return self.geometric.sample(len(x), device=x.device), *(self.photometric.sample(len(x)) for _ in range(2))
+    return self.geometric.sample(len(x)), *(self.photometric.sample(len(x)) for _ in range(2))
 
 @patch
 def view(self:ClusterCallback,
@@ -65,10 +66,11 @@ def view(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
     drawn:tuple, # what `draw` gave
 )->Tensor: # (B,3,H,W) at the network's input size
-    "$P_1x$ for view 0, $G(P_2x)$ for view 1"
-    g, *ps = drawn
-    x = self.photometric.apply(x, ps[i])
-    return self.geometric.apply(x, g, self.input_size(x)) if i else self.plain(x)
+    "$P_1x$ for view 0, $G(P_2x)$ for view 1, with colours changed at the network's input size"
+    (g, *ps), (h, w) = drawn, self.input_size(x)
+    zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1) # pixels of the view for each pixel of the image
+    x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x)
+    return self.photometric.apply(x, replace(ps[i], sigma=zoom*ps[i].sigma))
 
 @patch
 def views(self:ClusterCallback,
@@ -114,19 +116,26 @@ def _check_images(x:Tensor)->Tensor:
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: "
                          "check your DataBlock")
-    if x.min() < -.01 or x.max() > 1.01:
+    lo, hi = x.aminmax()
+    if lo < -.01 or hi > 1.01:
         raise ValueError("Images must lie in [0,1]: remove Normalize, the network normalises them itself")
     return x
 
 @patch
-def _batches(self:ClusterCallback):
-    "Batches of training images on the model's device, in a fresh order, until `n_images` are seen"
-    dl, seen = self.learn.dls.train, 0
+def _sample_size(self:ClusterCallback, least:int=32)->int:
+    "Number of images to sample"
+    if self.n_images is None: return sys.maxsize
+    return self.n_images or max(least, min(2000, len(self.learn.dls.train_ds)//10))
+
+@patch
+def _batches(self:ClusterCallback, n:int=sys.maxsize):
+    "Batches of `n` training images on the model's device, in a fresh order; all images if `n` is larger"
+    dl = self.learn.dls.train
     if type(dl).__name__ == "DistributedDL": dl = dl.dl
     for b in (dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl):
         b = self.learn._set_device(b)
-        yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b))
-        if (seen := seen+len(x)) >= (self.n_images or float("inf")): return
+        yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b)[:n])
+        if (n := n-len(x)) <= 0: return
 
 # %% ../nbs/70_callback.ipynb #96f86791
 @patch
@@ -135,19 +144,21 @@ def stream(self:ClusterCallback,
     model:nn.Module, # the network, used in the mode it is in
     augment:bool=True, # the views, or the plain image?
     only:int=None, # one view only: 0 or 1
+    least:int=32, # images, if the callback's `n_images` is 0
 ):
     "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
-    for i, x in enumerate(self._batches()):
+    for i, x in enumerate(self._batches(self._sample_size(least))):
         if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
         drawn = self.draw(x) if augment else (None,)
         which = range(self.n_views) if augment and only is None else [only or 0]
-        zs = [self.feature(i, model(self.view(i, x, drawn) if augment else self.plain(x)), drawn[0]) for i in which]
+        fs = model(*(self.view(i, x, drawn) if augment else self.plain(x) for i in which))
+        zs = [self.feature(i, f, drawn[0]) for i, f in zip(which, fs if len(which) > 1 else [fs])]
         yield len(x), [sample_pixels(z, self.n_pixels) for z in zs]
 
 @patch
-def sample(self:ClusterCallback, model:nn.Module, augment:bool=True)->list:
+def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->list:
     "All that `stream` yields: one tensor (N,D) of unit features for each view"
-    return [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment)))]
+    return [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
 
 # %% ../nbs/70_callback.ipynb #74def996
 @patch
@@ -206,7 +217,7 @@ def before_batch(self:ClusterCallback):
 @torch.no_grad()
 def label(self:ClusterCallback, zs:tuple)->list:
     "For each head, the nearest centroid of every pixel of each view, by features of the snapshot or by `zs` themselves"
-    if self.labels == "snapshot": zs = self.features(tuple(self.snapshot(v) for v in self.xs), self.g)
+    if self.labels == "snapshot": zs = self.features(self.snapshot(*self.xs), self.g)
     return [[assign(z, m, self.metric) for z, m in zip(zs, mu)] for mu, _ in self.heads]
 
 # %% ../nbs/70_callback.ipynb #eb3cbaa1
@@ -252,7 +263,7 @@ def fresh(self:ClusterCallback,
 
 @patch
 def _fresh(self:ClusterCallback, model, n):
-    z, = self.sample(model, augment=False)
+    z, = self.sample(model, augment=False, least=256)
     return [self.kmeans(z).centroids for _ in range(n)]
 
 @patch

@@ -349,10 +349,10 @@ def _demo_columns(learn):
     x, y = learn.dls.valid.one_batch()[:2]
     cm = ConfusionMatrix(cb.n_clusters, len(classes), classes.ignore)
     seg = learn.segmenter()
-    pred = seg.scores(x.as_subclass(torch.Tensor), size=y.shape[-2:]).argmax(1)
+    pred = seg.clusters(x.as_subclass(torch.Tensor), y.shape[-2:])
     for b in learn.dls.valid:
         xb, yb = (o.as_subclass(torch.Tensor) for o in b[:2])
-        cm.update(seg.scores(xb, size=yb.shape[-2:]).argmax(1), yb)
+        cm.update(seg.clusters(xb, yb.shape[-2:]), yb)
     colors = np.concatenate([classes.palette, [[128, 128, 128]]]).astype(np.uint8)[np.asarray(hungarian(cm.mat))]
     return [colors[p] for p in pred.cpu().numpy()]
 

@@ -109,12 +109,25 @@ def _split_files(path, valid, seed, masks=None):
     held = {f.resolve() for f in valid}
     return [f for f in files if f.resolve() not in held] or files, valid
 
-# %% ../nbs/11_data.ipynb #f0d99f2b
+# %% ../nbs/11_data.ipynb #a2a4c88d
 def _pil(im):
     from fastai.vision.core import PILImage
     return PILImage.create(im)
 
-def _open_pil(path): return _pil(open_image(path))
+class _Store(dict):
+    "Images by path, as long as they fit into `room` bytes"
+    def __init__(self, room): self.room = room
+    def add(self, path, im):
+        size = im.width*im.height*len(im.getbands())
+        if size<=self.room: self[path],self.room = im,self.room-size
+        return im
+
+def _open_short(path, size, store):
+    if path in store: return store[path]
+    im = open_image(path)
+    short,long = sorted(im.size)
+    if long<=32*short: im = im.resize([max(size, round(o*size/short)) for o in im.size], Image.Resampling.BILINEAR)
+    return store.add(path, _pil(im))
 
 def _twice(items): return [list(range(len(items)))]*2
 
@@ -124,9 +137,10 @@ def _square(size, crop):
         def before_call(self, b, split_idx): super().before_call(b, 1 if crop=='center' else split_idx)
     return Square(size)
 
-def _train_dl(files, size, bs, crop='random', **kwargs):
+def _train_dl(files, size, bs, crop='random', cache=0, **kwargs):
     from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor
-    image = TransformBlock(type_tfms=_open_pil, batch_tfms=IntToFloatTensor)
+    opener = partial(_open_short, size=size, store=_Store(cache))
+    image = TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor)
     block = DataBlock(image, n_inp=1, splitter=_twice, item_tfms=_square(size, crop))
     alone = len(files)>bs and len(files)%bs==1
     return block.dataloaders(files, bs=bs, drop_last=alone, **kwargs).train
@@ -220,6 +234,7 @@ def picie_dls(
     oversample:float=2, # training squares have side `size*oversample`, so that crops cut from them stay sharp
     crop:str='random', # where the training square lies: at random, or in the 'center'
     valid_crop:str=None, # None: whole images, masks at their own size; 'center': the middle square of both, `size` wide
+    cache_gb:float=1., # memory for resized training images, so that they are read only once; used if num_workers=0
     seed:int=42, # of the random choice of validation images
     device=None, # where batches go; None: fastai's default
 ): # `fastai.data.core.DataLoaders`; train: `(x,)`, valid: `(x,)` or `(x,y)`
@@ -227,13 +242,15 @@ def picie_dls(
     from fastai.data.core import DataLoaders
     labels,kw = _as_labels(labels),dict(num_workers=num_workers, device=device)
     if masks is not None and labels is None: raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
-    if size<4 or bs<1 or oversample<=0:
-        raise ValueError(f'size={size}, bs={bs}, oversample={oversample}: size must be at least 4, the others positive')
+    if size<4 or bs<1 or oversample<=0 or cache_gb<0:
+        raise ValueError(f'size={size}, bs={bs}, oversample={oversample}, cache_gb={cache_gb}: size must be at least 4, '
+                         'bs and oversample positive, cache_gb not negative')
     if crop not in ('random','center'): raise ValueError(f"crop={crop!r}: use 'random' or 'center'")
     if valid_crop not in (None,'center'): raise ValueError(f"valid_crop={valid_crop!r}: use None or 'center'")
     train,val = _split_files(path, valid, seed, masks)
     mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
-    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, **kw),
+    cache = 0 if num_workers else int(cache_gb*1e9) # each worker would fill a memory of its own, and lose it
+    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
                       _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw), device=device)
     dls.labels,dls.size,dls.crop = labels,size,crop
     square = f'{size} x {size}'

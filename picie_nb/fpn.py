@@ -63,13 +63,21 @@ class PiCIENet(nn.Module):
         super().__init__()
         self.backbone,self.dim = backbone,dim
         self.fpn = FPN(backbone.channels, dim, backbone.strides)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self,
         x:Tensor, # images in [0,1], (B,3,H,W)
         *more, # further batches
     )->Tensor: # features, (B,D,ceil(H/4),ceil(W/4)), a tuple of them if there are `more` batches
-        z = self.fpn(self.backbone(x), x.shape[-2:])
-        return (z, *(self(o) for o in more)) if more else z
+        if not more: return self.fpn(self.backbone(x), x.shape[-2:])
+        xs = (x, *more)
+        if not self._together(xs): return tuple(self(o) for o in xs)
+        return self(torch.cat(xs)).split([len(o) for o in xs])
+
+    def _together(self, xs):
+        "Do all batches have one shape, and does no BatchNorm look at the batch?"
+        learns = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
+        return not learns and len({o.shape[1:] for o in xs})==1
 
 # %% ../nbs/31_fpn.ipynb #4555580c
 class StreamingCovariance:

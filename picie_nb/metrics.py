@@ -7,12 +7,13 @@ Docs: https://picie-nb.github.io/picie_nb/metrics.html.md"""
 # %% auto #0
 __all__ = ['confusion', 'ConfusionMatrix', 'hungarian', 'many_to_one', 'Score', 'score', 'HungarianMetric', 'hungarian_metrics']
 
-# %% ../nbs/60_metrics.ipynb #3341988d
-import numpy as np, torch, torch.nn.functional as F
+# %% ../nbs/60_metrics.ipynb #6535f2e4
+import numpy as np, torch
 from functools import partial
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from torch import Tensor
+from .clustering import upsampled_argmax
 
 # %% ../nbs/60_metrics.ipynb #03dfbd97
 try: from fastai.learner import Metric
@@ -28,7 +29,8 @@ def _ints(x, name):
 
 def _check(x, n, name, hint):
     "Values outside 0..n-1 are an error"
-    if len(x) and (x.min()<0 or x.max()>=n):
+    lo,hi = x.aminmax() if x.numel() else (0, 0)
+    if lo<0 or hi>=n:
         bad = x[(x<0)|(x>=n)].unique().tolist()
         raise ValueError(f"{name} holds {bad[:8]}{'...' if len(bad)>8 else ''}, outside 0..{n-1}: {hint}")
 
@@ -46,12 +48,14 @@ def confusion(
     if pred.shape!=true.shape:
         raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: resize the prediction")
     true,b,K,C = true.to(pred.device),(len(pred) if per_image else 1),n_clusters,n_classes
-    keep = true!=ignore
-    image = torch.arange(b, device=pred.device).reshape(-1, *[1]*(pred.ndim-1)).expand(pred.shape)[keep]
-    pred,true = pred[keep],true[keep]
+    void = true==ignore
+    pred,true = pred.masked_fill(void, 0),true.masked_fill(void, 0)
     _check(pred, K, "pred", "is n_clusters right?")
     _check(true, C, "true", "map the mask to classes, or set ignore")
-    mats = torch.bincount((image*K+pred)*C+true, minlength=b*K*C).reshape(b, K, C)
+    cell = pred.mul_(C).add_(true)
+    if per_image: cell += K*C*torch.arange(b, device=pred.device).view(-1, *[1]*(pred.ndim-1))
+    cell.masked_fill_(void, b*K*C) # void pixels are counted too, in a last cell that is thrown away
+    mats = cell.flatten().bincount(minlength=b*K*C+1)[:-1].view(b, K, C)
     return mats if per_image else mats[0]
 
 # %% ../nbs/60_metrics.ipynb #bc7138c9
@@ -211,9 +215,8 @@ def accumulate(self:HungarianMetric,
     pred,y,cm = learn.pred,learn.y,self.cm
     if pred.ndim!=4 or pred.shape[1]!=cm.n_clusters:
         raise ValueError(f"the model returned {tuple(pred.shape)}, not (B,{cm.n_clusters},H,W) scores")
-    pred,size = pred.as_subclass(Tensor),tuple(y.shape[-2:])
-    if pred.shape[-2:]!=size: pred = F.interpolate(pred, size=size, mode="bilinear", align_corners=False)
-    mats = confusion(pred.argmax(1), y, cm.n_clusters, cm.n_classes, cm.ignore, per_image=True)
+    pred = upsampled_argmax(pred.as_subclass(Tensor), y.shape[-2:])
+    mats = confusion(pred, y, cm.n_clusters, cm.n_classes, cm.ignore, per_image=True)
     cm.mat += learn.to_detach(mats).sum(0).cpu()
 
 @patch

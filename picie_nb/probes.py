@@ -11,6 +11,7 @@ __all__ = ['linear_probe', 'knn_probe']
 import torch, torch.nn.functional as F
 from contextlib import contextmanager
 from torch import Tensor, nn
+from .clustering import upsampled_argmax
 from .evaluation import Evaluation
 from .metrics import Score, confusion, _check
 from .protocols import PROTOCOLS, Protocol
@@ -91,8 +92,8 @@ def _rate(net, classify, valid, labels, ignore, card, rules):
     names,mats = labels if hasattr(labels, "__len__") else None,[]
     C = labels if names is None else len(names)
     for x,y in _batches(valid, C, ignore, "valid"):
-        s = F.interpolate(classify(_features(net, x)), tuple(y.shape[-2:]), mode="bilinear", align_corners=False)
-        mats.append(confusion(s.argmax(1), y, C, C, ignore, per_image=True).cpu())
+        pred = upsampled_argmax(classify(_features(net, x)), y.shape[-2:])
+        mats.append(confusion(pred, y, C, C, ignore, per_image=True).cpu())
     s = Evaluation(torch.cat(mats), names, card, ignore=ignore).score()
     s.protocol.update(rules)
     return s

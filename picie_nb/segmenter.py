@@ -20,7 +20,7 @@ from .labels import LabelSet, palette
 from .data import open_image, _to_rgb
 from .backbone import create_backbone
 from .fpn import PiCIENet
-from .clustering import scores
+from .clustering import scores, upsampled_argmax
 
 # %% ../nbs/80_segmenter.ipynb #cce59a62
 @dataclass
@@ -130,17 +130,30 @@ def _unique_names(names, k:int)->list:
         res.append(name)
     return res
 
-# %% ../nbs/80_segmenter.ipynb #85f3719f
+# %% ../nbs/80_segmenter.ipynb #6cc4c003
 @patch
 @torch.no_grad()
+def _coarse(self:Segmenter, x:Tensor)->Tensor:
+    "Scores at the network's own resolution"
+    if self.net.training: self.net.eval()
+    z = F.normalize(self.net(x.to(self.device)).float(), dim=1)
+    return scores(z, self.centroids.to(z.device), self.readout)
+
+@patch
 def scores(self:Segmenter,
     x:Tensor, # images, (B,3,H,W) in [0,1]
     size:tuple=None, # (height, width) of the scores, default that of `x`
 )->Tensor: # (B,K,height,width)
     "Similarity of every pixel to every centroid"
-    z = F.normalize(self.net.eval()(x.to(self.device)).float(), dim=1)
-    s = scores(z, self.centroids.to(z.device), self.readout)
-    return F.interpolate(s, tuple(size or x.shape[-2:]), mode="bilinear", align_corners=False)
+    return F.interpolate(self._coarse(x), tuple(size or x.shape[-2:]), mode="bilinear", align_corners=False)
+
+@patch
+def clusters(self:Segmenter,
+    x:Tensor, # images, (B,3,H,W) in [0,1]
+    size:tuple=None, # (height, width) of the result, default that of `x`
+)->Tensor: # (B,height,width) int64
+    "Cluster of every pixel"
+    return upsampled_argmax(self._coarse(x), size or x.shape[-2:])
 
 # %% ../nbs/80_segmenter.ipynb #78af60e2
 def _image(im)->Image.Image:
@@ -173,10 +186,13 @@ def __call__(self:Segmenter,
     im = _image(image)
     shrink = min(1., (4e6/(im.width*im.height))**.5) # scores of every cluster at 4 megapixels at the most
     size = (max(1, round(im.height*shrink)), max(1, round(im.width*shrink)))
-    conf, clusters = (self.scores(_tensor(im, self.size), size)[0]/self.tau).softmax(0).max(0)
-    def enlarge(o): return F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0].cpu().numpy()
-    clusters, conf = enlarge(clusters), enlarge(conf)
+    s = self.scores(_tensor(im, self.size), size)[0]
+    best, clusters = s.max(0)
+    conf = s.sub_(best).div_(self.tau).exp_().sum(0).reciprocal() # softmax of the winner
+    def enlarge(o):
+        return o if size == im.size[::-1] else F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0]
     dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
+    clusters, conf = (enlarge(o).cpu().numpy() for o in (clusters, conf))
     return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels)
 
 # %% ../nbs/80_segmenter.ipynb #5f187d0e

@@ -22,6 +22,7 @@ class PublishedCallback(ClusterCallback):
     name = "cluster" # on the learner
     def __init__(self, *args,
         fixed_views:bool=False, # draw P and G once for each image and epoch, instead of at each use?
+        colours_first:bool=False, # change colours on the whole batch as it comes, before the crop, instead of after it?
         plain_crop:bool=False, # train on G(x) instead of G(P2 x), though K-means and labels see G(P2 x)?
         init_images:int=0, # K-means on this many images, then running means over the others; 0: K-means on all
         update_images:int=256, # images in one step of these running means
@@ -31,10 +32,19 @@ class PublishedCallback(ClusterCallback):
         **kwargs # as in `ClusterCallback`
     ):
         super().__init__(*args, **kwargs)
-        store_attr("fixed_views,plain_crop,init_images,update_images,cluster_batchnorm,counts,centroids")
+        store_attr("fixed_views,colours_first,plain_crop,init_images,update_images,cluster_batchnorm,counts,centroids")
         self.seed = 0
         for k, ok in dict(cluster_batchnorm=("eval", "train"), counts=("sample", "all"), centroids=("fresh", "epoch")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {ok[0]!r} or {ok[1]!r}")
+
+# %% ../nbs/72_variants.ipynb #1aa39e41
+@patch
+def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
+    "As `ClusterCallback.view`; with `colours_first` in the order of the equations"
+    if not self.colours_first: return ClusterCallback.view(self, i, x, drawn)
+    g, *ps = drawn
+    x = self.photometric.apply(x, ps[i])
+    return self.geometric.apply(x, g, self.input_size(x)) if i else self.plain(x)
 
 # %% ../nbs/72_variants.ipynb #2bbf1638
 def image_keys(
@@ -154,7 +164,7 @@ class MDCCallback(PublishedCallback):
 def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
     "The only view, $G(Px)$"
     g, p, _ = drawn
-    return self.geometric.apply(self.photometric.apply(x, p), g, self.input_size(x))
+    return PublishedCallback.view(self, 1, x, (g, p, p))
 
 @patch
 def feature(self:MDCCallback, view:int, f:Tensor, g)->Tensor:

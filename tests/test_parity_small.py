@@ -128,7 +128,7 @@ def test_official_preset():
     "What the published scripts set, field by field"
     c = asdict(picie_config("official"))
     expected = dict(pca_init=False, brightness=.3, contrast=.3, saturation=.3, hue=.1, p_jitter=.8, one_coin=False, p_grey=0., p_blur=.5,
-        sigma=(-1.8, .1), min_scale=.5, p_hflip=.5, rounded=True, fixed_views=True, plain_crop=False, spherical=False, metric="euclidean",
+        sigma=(-1.8, .1), min_scale=.5, p_hflip=.5, rounded=True, fixed_views=True, colours_first=True, plain_crop=False, spherical=False, metric="euclidean",
         labels="snapshot", n_pixels=None, n_images=None, init_images=5120, update_images=256, n_iter=20, init="random", n_init=1,
         cluster_batchnorm="train", centroids="epoch", logits="dot", tau=1., within=1., cross=1., batchnorm="train", balance="proportional",
         counts="all", readout="dot", lr=1e-4, backbone_lr=1., schedule="constant", wd=0., aux_clusters=0, mdc=False)
