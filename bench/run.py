@@ -1,60 +1,345 @@
-"""Measure the building blocks on this machine, as ratios within one run.
+"""Measure on this machine what the library promises about speed, as ratios within one run.
 
-    make bench      # prints a table, writes bench/report.json
+    make bench                     # everything: prints a table, writes bench/report.json and bench/details.json
+    python bench/run.py kmeans     # only the groups named: epochs presets precision kmeans small memory imports processes
+                                   # growth, and compile, which takes minutes and is left out otherwise
 
-Each figure is the median of interleaved repetitions, so that a machine whose speed drifts slows both sides alike.
+Each figure is the median of interleaved repetitions, so that a machine whose speed drifts slows both sides alike. report.json
+is one flat object, name: number; details.json holds the spread of each figure, the machine and the growth curves. The page
+nbs/explanations/speed.ipynb shows both. CAMVID names the folder with CamVid's images/{train,val} and labels/val; without it,
+scenes are drawn.
 """
-import json, os, platform, statistics, sys, time
+import contextlib, json, os, platform, resource, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
-import torch
-import torch.nn.functional as F
-from picie_nb.backbone import create_backbone
-from picie_nb.clustering import assign, kmeans
-from picie_nb.fpn import PiCIENet
-from picie_nb.losses import PiCIELoss
-from picie_nb.transforms import Geometric, Photometric
+warnings.filterwarnings("ignore")
+import numpy as np, torch, torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+from picie_nb.all import *
+from picie_nb.backbone import efficientnet_lite0_weights
 
-REPS = 5
+HERE, REPS, SIZE = Path(__file__).resolve().parent, 5, 160
+DATA = Path(os.environ.get("CAMVID", HERE.parent.parent/"shared/data/camvid"))
+FAST = dict(n_images=32, n_pixels=400)  # K-means on so few images: cheap, but for small data sets less steady than the default
+REPORT, DETAILS = {}, {"spread": {}, "growth": {}}
 
 
-def ratio(a, b, reps=REPS):
-    "Median of time(a)/time(b) over interleaved repetitions, with its range, after one warm-up of each"
-    def clock(f):
+def clock(f):
+    start = time.perf_counter()
+    f()
+    return time.perf_counter()-start
+
+
+def side_by_side(fs, reps=REPS, warm=True):
+    "Seconds of each function in {name: function}, `reps` times in turn"
+    if warm: [f() for f in fs.values()]
+    times = {k: [] for k in fs}
+    for _ in range(reps):
+        for k, f in fs.items(): times[k].append(clock(f))
+    return times
+
+
+def put(name, values):
+    "Report the median of `values`, keep lowest and highest"
+    values = values if isinstance(values, (list, tuple)) else [values]
+    REPORT[name] = round(statistics.median(values), 4)
+    DETAILS["spread"][name] = [round(min(values), 4), round(max(values), 4), len(values)]
+    print(f"{name:>28} {REPORT[name]:9.3f}   ({min(values):.3f} - {max(values):.3f})", flush=True)
+
+
+def put_ratio(name, times, a, b): put(name, [x/y for x, y in zip(times[a], times[b])])
+
+
+def ratio(name, a, b, reps=REPS): put_ratio(name, side_by_side({"a": a, "b": b}, reps), "a", "b")
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+def data(n=None, size=SIZE, **kw):
+    "DataLoaders of `n` training images, with masks to validate on"
+    if DATA.is_dir():
+        files = image_files(DATA/"images/train")
+        return picie_dls(files[:n] if n else files, size=size, bs=16, valid=DATA/"images/val", masks=DATA/"labels/val",
+                         labels="camvid11", **kw)
+    return ToyScenes(n=(n or 367)+32, size=2*size, seed=0).dls(bs=16, size=size, valid=32/((n or 367)+32), **kw)
+
+
+class Times(Callback):
+    "Seconds of the training part of an epoch, and of parts of it"
+    order = -99
+    def __init__(self): self.parts = {}
+    def before_train(self): self.start = time.perf_counter()
+    def after_train(self): self.parts["epoch"] = time.perf_counter()-self.start
+
+
+def learner(dls, k=11, **kw):
+    set_seed(0)
+    learn = picie_learner(dls, "tf_efficientnet_lite0", k, weights=efficientnet_lite0_weights(), path=tempfile.mkdtemp(), **kw)
+    learn._do_epoch_validate = lambda *a, **k: None
+    return learn
+
+
+def epoch(learn):
+    "A function that trains for one epoch and returns the seconds of its parts"
+    cb = learn.cluster
+    def timed(f, name, parts):
+        def g(*a, **k):
+            start = time.perf_counter()
+            try: return f(*a, **k)
+            finally: parts[name] = parts.get(name, 0)+time.perf_counter()-start
+        return g
+    def run():
+        times = Times()
+        cb.views, cb.cluster = (timed(getattr(type(cb), o).__get__(cb), o, times.parts) for o in ("views", "cluster"))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=times)
+        return times.parts
+    return run
+
+
+def floor(learn, n):
+    "A function that only runs forward, backward and optimiser on `n` pairs of images held in memory"
+    batches = [[torch.rand(min(16, n-i), 3, SIZE, SIZE) for _ in range(2)] for i in range(0, n, 16)]
+    def run():
         start = time.perf_counter()
-        f()
-        return time.perf_counter()-start
-    clock(a), clock(b)
-    rs = [clock(a)/clock(b) for _ in range(reps)]
-    return statistics.median(rs), min(rs), max(rs)
+        with reuse_memory():
+            for pair in batches:
+                sum(z.pow(2).mean() for z in learn.model(*pair)).backward()
+                learn.opt.step(); learn.opt.zero_grad()
+        return dict(epoch=time.perf_counter()-start)
+    return run
+
+
+def in_turn(runs, reps=REPS):
+    "Parts of every run, `reps` times in turn after one warm-up"
+    for r in runs.values(): r()
+    res = {k: [] for k in runs}
+    for _ in range(reps):
+        for k, r in runs.items(): res[k].append(r())
+    return res
+
+
+def over(res, a, b): return [x["epoch"]/y["epoch"] for x, y in zip(res[a], res[b])]
+
+
+def epochs():
+    dls = data()
+    a, b = learner(dls, labels="current", **FAST), learner(dls, **FAST)
+    files = [learner(dls).path, Path(tempfile.gettempdir())]
+    runs = dict(current=epoch(a), snapshot=epoch(b))
+    runs["current"]()
+    res = in_turn({"floor": floor(a, len(dls.train_ds)), **runs})
+    put("epoch_over_floor", over(res, "current", "floor"))
+    put("epoch_over_floor_snapshot", over(res, "snapshot", "floor"))
+    put("views_share", [r["views"]/r["epoch"] for r in res["current"]])
+    put("cluster_share", [r["cluster"]/r["epoch"] for r in res["current"]])
+    put("label_bytes", sum(f.stat().st_size for l in (a, b) for f in Path(l.path).rglob("*") if f.is_file()))
+
+
+def presets():
+    dls, n = data(128), 128
+    a, b = learner(dls), learner(data(128, crop="center"), preset="official")
+    res = in_turn(dict(improved=epoch(a), official=epoch(b), floor=floor(a, n)))
+    put("official_over_improved", over(res, "official", "improved"))
+    put("improved_over_floor", over(res, "improved", "floor"))
+    put("improved_cluster_share", [r["cluster"]/r["epoch"] for r in res["improved"]])
+    put("official_cluster_share", [r["cluster"]/r["epoch"] for r in res["official"]])
+    x = next(iter(dls.train))[0].as_subclass(torch.Tensor)[:16]
+    xs, net = [F.interpolate(x, (SIZE, SIZE)) for _ in range(2)], a.model.eval()
+    by_channel = PiCIENet(create_backbone("tf_efficientnet_lite0", pretrained=False)).eval().to(memory_format=torch.contiguous_format)
+    def train(net, *batches): sum(z.pow(2).mean() for z in net(*batches)).backward()
+    def apart(): train(net, xs[0]); train(net, xs[1])
+    with reuse_memory():
+        ratio("channels_last_over_default", lambda: train(net, *xs), lambda: train(by_channel, *xs))
+        ratio("views_together_over_apart", lambda: train(net, *xs), apart)
+    def step(): train(net, *xs)
+    def reusing():
+        with reuse_memory(): [step() for _ in range(3)]
+    ratio("memory_reused_over_returned", reusing, lambda: [step() for _ in range(3)])
+    ratio("images_kept_over_read", lambda: [0 for _ in dls.train], lambda c=data(128, cache_gb=0): [0 for _ in c.train])
+
+
+def precision():
+    dls = data(128)
+    pair = {o: learner(dls) for o in ("fp32", "bf16")}
+    pair["bf16"].to_bf16()
+    for l in pair.values():
+        del l._do_epoch_validate
+        with l.no_bar(), l.no_logging(): l.fit(1)
+    if hasattr(dls, "labels"): put("bf16_miou_difference", [100*(pair["bf16"].score(3).miou-pair["fp32"].score(3).miou)])
+    for l in pair.values(): l._do_epoch_validate = lambda *a, **k: None
+    res = in_turn({k: epoch(l) for k, l in pair.items()})
+    put("bf16_over_fp32", over(res, "bf16", "fp32"))
+
+
+# -- K-means -----------------------------------------------------------------------------------------------------------
+def features(n=500_000):
+    "Features of training images, (n,128)"
+    learn = learner(data(), n_images=None, n_pixels=1500)
+    z = torch.cat([learn.cluster.sample(learn.model.eval(), augment=False)[0] for _ in range(1 if DATA.is_dir() else 2)])
+    return z[torch.randperm(len(z))[:n]].contiguous()
+
+
+def kmeans_engines():
+    from sklearn.cluster import MiniBatchKMeans as Sklearn
+    z = features()
+    for k in (27, 100):
+        start, ours, end = z[torch.randperm(len(z))[:k]].clone(), {}, {}
+        def run(engine): end[engine] = kmeans(z, k, init=start, engine=engine)
+        def sk(batch, iters):
+            km = Sklearn(k, init=start.numpy(), n_init=1, batch_size=batch, max_iter=iters, max_no_improvement=None, tol=0.).fit(z.numpy())
+            end["sklearn"] = -scores(z, torch.from_numpy(km.cluster_centers_)).amax(1).mean().item()
+        run("auto")
+        goal, settings = end["auto"].objective, None
+        for settings in ((1024, 1), (4096, 1), (4096, 2), (16384, 2), (16384, 4), (65536, 8), (65536, 16)):  # cheapest that gets as far
+            sk(*settings)
+            if end["sklearn"] <= 1.01*goal: break
+        res = side_by_side(dict(auto=lambda: run("auto"), faiss=lambda: run("faiss"), sklearn=lambda: sk(*settings)), warm=False)
+        put_ratio(f"kmeans_vs_faiss_{k}", res, "faiss", "auto")
+        put_ratio(f"kmeans_vs_sklearn_{k}", res, "sklearn", "auto")
+        DETAILS[f"objectives_{k}"] = {"auto": goal, "faiss": end["faiss"].objective, "sklearn": end["sklearn"], "sklearn_batch_epochs": settings}
+        steps = len(end["auto"].history)
+        ratio(f"kmeans_over_matmul_{k}", lambda: run("auto"), lambda: [z@start.T for _ in range(steps)])
+    for name in ("kmeans_vs_faiss", "kmeans_vs_sklearn"): REPORT[name] = min(REPORT[f"{name}_{k}"] for k in (27, 100))
+    REPORT["kmeans_over_matmul"] = max(REPORT[f"kmeans_over_matmul_{k}"] for k in (27, 100))
+
+
+# -- labelling, scoring, segmenting ------------------------------------------------------------------------------------
+def small():
+    dls = data(64)
+    learn, cb = (l := learner(dls)), l.cluster
+    cb.fit_readout()
+    net, mu = learn.model.eval(), cb.mu_eval
+    with torch.no_grad():
+        z = F.normalize(net(torch.rand(16, 3, SIZE, SIZE)), dim=1)
+    for k in (27, 100):
+        c = F.normalize(torch.randn(k, 128), dim=1)
+        ratio(f"assign_over_matmul_{k}", lambda: [assign(z, c) for _ in range(5)], lambda: [F.conv2d(z, c[:, :, None, None]) for _ in range(5)], 15)
+    REPORT["assign_over_matmul"] = REPORT["assign_over_matmul_27"]
+
+    batches = [tuple(o.as_subclass(torch.Tensor) for o in b) for b in dls.valid]
+    for name, over in (("", net), ("_resnet50", PiCIENet(create_backbone("resnet50", pretrained=False)).eval())):
+        @torch.no_grad()
+        def forward(): [over(x) for x, _ in batches]
+        @torch.no_grad()
+        def scored():
+            cm = ConfusionMatrix(11, len(learn.classes), learn.classes.ignore)
+            for x, y in batches: cm.update(upsampled_argmax(scores(F.normalize(over(x), dim=1), mu, "dot"), y.shape[-2:]), y)
+            score(cm)
+        with reuse_memory(): ratio(f"eval_over_forward{name}", scored, forward, 5 if not name else 3)
+
+    seg = learn.segmenter()
+    files = image_files(DATA/"images/val")[:24] if DATA.is_dir() else [Path(f) for f in dls.valid_ds.items]
+    from picie_nb.segmenter import _tensor
+    xs = [_tensor(open_image(f), seg.size) for f in files]
+    @torch.no_grad()
+    def bare(): [(open_image(f), seg.net(x)) for f, x in zip(files, xs)]
+    ratio("segment_over_forward", lambda: [seg(f) for f in files], bare)
+
+    import onnxruntime
+    path, x = seg.to_onnx(Path(tempfile.mkdtemp())/"m.onnx"), torch.rand(1, 3, SIZE, SIZE)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session, image = onnxruntime.InferenceSession(str(path), options), x.numpy()
+    def eager():
+        best, c = seg.scores(x).max(1)
+        return c
+    ratio("onnx_over_torch", lambda: [session.run(None, {"images": image}) for _ in range(10)], lambda: [eager() for _ in range(10)], 7)
+
+
+# -- memory, imports, processes ----------------------------------------------------------------------------------------
+def python(code, **env):
+    r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+    if r.returncode: raise RuntimeError(r.stderr[-800:])
+    return r.stdout
+
+
+CLUSTER = """
+import sys, resource, torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.optimizer import Adam
+from fastai.learner import Learner
+from picie_nb.all import *
+class Simulated:
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, i): return (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)),)
+torch.manual_seed(0)
+dls = DataLoaders(*(DataLoader(Simulated(int(sys.argv[1])), bs=50, shuffle=True) for _ in range(2)))
+net = PiCIENet(create_backbone("resnet18", pretrained=False))
+learn = Learner(dls, net, loss_func=ClusterLoss(), opt_func=Adam, cbs=ClusterCallback(n_clusters=27, n_images=1000))
+learn.cluster.cluster()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory():
+    peak = lambda n: float(python(f"import sys; sys.argv = ['', '{n}']\n{CLUSTER}"))
+    pairs = [(peak(100_000), peak(1_000)) for _ in range(REPS)]
+    put("rss_growth", [a/b for a, b in pairs])
+
+
+def imports():
+    mods = "transforms losses clustering labels backbone fpn"
+    code = "import time; t = time.perf_counter(); import torch; u = time.perf_counter(); {}; print(u-t, time.perf_counter()-u)"
+    runs = [python(code.format("; ".join(f"import picie_nb.{m}" for m in mods.split()))).split() for _ in range(REPS)]
+    put("import_seconds_over_torch", [float(b) for _, b in runs])
+
+
+def processes():
+    "Two processes with one thread each against one process with two threads, on the same images"
+    script = str(HERE/"processes.py")
+    def run(n):
+        cmd = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", script]
+        r = subprocess.run(cmd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(2//n), "ACCELERATE_USE_CPU": "true"})
+        if r.returncode: raise RuntimeError(r.stderr[-1500:])
+        return float(r.stdout.split()[-1])
+    put("ddp2_efficiency", [run(1)/run(2) for _ in range(REPS)])
+
+
+def growth():
+    "Seconds of an epoch, as one thing at a time grows"
+    def seconds(n=64, size=96, k=11, dim=128, **kw):
+        run = epoch(learner(data(n, size=size), k, dim=dim, **kw))
+        run()
+        return round(statistics.median(run()["epoch"] for _ in range(3)), 3)
+    curves = dict(n_images=[("n", v) for v in (32, 64, 128, 256)], size=[("size", v) for v in (64, 96, 128, 192)],
+                  n_clusters=[("k", v) for v in (11, 27, 100, 300)], dim=[("dim", v) for v in (32, 64, 128, 256)])
+    for name, points in curves.items():
+        DETAILS["growth"][name] = [[v, seconds(**{k: v})] for k, v in points]
+        print(name, DETAILS["growth"][name], flush=True)
+
+
+def compiled():
+    "torch.compile: seconds to compile, and what a step costs afterwards"
+    nets = [PiCIENet(create_backbone("tf_efficientnet_lite0", weights=efficientnet_lite0_weights())).eval() for _ in range(2)]
+    pair = [torch.rand(16, 3, SIZE, SIZE) for _ in range(2)]
+    def step(net): sum(z.pow(2).mean() for z in net(*pair)).backward()
+    nets[0].compile()
+    with reuse_memory():
+        step(nets[1])
+        put("compile_seconds", clock(lambda: step(nets[0])))
+        ratio("compiled_over_eager", lambda: step(nets[0]), lambda: step(nets[1]))
+
+
+GROUPS = dict(epochs=epochs, presets=presets, precision=precision, kmeans=kmeans_engines, small=small, memory=memory,
+              imports=imports, processes=processes, growth=growth, compile=compiled)
 
 
 def main():
-    torch.manual_seed(0)
-    figures = {}
-    z, k, n_iter = F.normalize(torch.randn(100_000, 128), dim=1), 27, 10
-    start = z[:k].clone()
-    mine = lambda engine: lambda: kmeans(z, k, n_iter=n_iter, init=start, engine=engine)
-    figures["kmeans_faiss_over_torch"] = ratio(mine("faiss"), mine("torch"))
-    figures["kmeans_over_matmul"] = ratio(mine("torch"), lambda: [z@start.T for _ in range(n_iter)])
-    maps, weight = F.normalize(torch.randn(16, 128, 40, 40), dim=1), start[:, :, None, None]
-    figures["assign_over_conv"] = ratio(lambda: assign(maps, start), lambda: F.conv2d(maps, weight))
-
-    x, p, g, loss = torch.rand(16, 3, 160, 160), Photometric(), Geometric(), PiCIELoss("dot")
-    net = PiCIENet(create_backbone("resnet18", pretrained=False))
-    def views():
-        q = g.sample(len(x))
-        p(x), g.apply(p(x), q)
-    def step():
-        z1, z2 = (F.normalize(o, dim=1) for o in net(x, x))
-        y1, y2 = assign(z1.detach(), start), assign(z2.detach(), start)
-        loss(z1, z2, y1, y2, start, start).backward()
-    figures["views_over_step"] = ratio(views, step)
-
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {REPS} (lowest - highest)")
-    for name, (mid, low, high) in figures.items(): print(f"{name:>26} {mid:7.2f}  ({low:.2f} - {high:.2f})")
-    report = Path(__file__).parent/"report.json"
-    report.write_text(json.dumps({name: mid for name, (mid, *_) in figures.items()}, indent=1)+"\n")
-    print(f"wrote {report}")
+    names = sys.argv[1:] or [n for n in GROUPS if n != "compile"]
+    start = time.perf_counter()
+    old = {n: json.loads((HERE/f"{n}.json").read_text()) for n in ("report", "details") if (HERE/f"{n}.json").exists() and sys.argv[1:]}
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "") if sys.platform == "linux" else ""
+    DETAILS["machine"] = dict(cpu=cpu or platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
+                              system=platform.platform(terse=True), data=DATA.name if DATA.is_dir() else "drawn scenes", repetitions=REPS)
+    print(", ".join(f"{k} {v}" for k, v in DETAILS["machine"].items()), flush=True)
+    for n in names: GROUPS[n]()
+    DETAILS["minutes"] = round((time.perf_counter()-start)/60, 1)
+    report = {**old.get("report", {}), **REPORT}
+    before = old.get("details", {})
+    details = {**before, **DETAILS, "spread": {**before.get("spread", {}), **DETAILS["spread"]}, "growth": {**before.get("growth", {}), **DETAILS["growth"]}}
+    for name, o in (("report", report), ("details", details)): (HERE/f"{name}.json").write_text(json.dumps(o, indent=1)+"\n")
+    print(f"wrote {HERE/'report.json'} after {DETAILS['minutes']} minutes")
 
 
 if __name__ == "__main__": main()

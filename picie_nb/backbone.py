@@ -43,8 +43,9 @@ def forward(self:Pyramid,
         raise ValueError(f"a backbone takes float images (B,3,H,W) in [0,1], not {x.dtype} {tuple(x.shape)}")
     h,w = x.shape[-2:]
     x = (x - self.mean)/self.std
-    if h%self.pad_to or w%self.pad_to: x = F.pad(x, (0,-w%self.pad_to, 0,-h%self.pad_to), mode='replicate')
-    return [m[..., :-(-h//s), :-(-w//s)] for m,s in zip(self.levels(x), self.strides)]
+    p = self.pad_to
+    if h%p or w%p: x = F.pad(x, (0, (p-w%p)%p, 0, (p-h%p)%p), mode='replicate')
+    return [m[..., :(h+s-1)//s, :(w+s-1)//s] for m,s in zip(self.levels(x), self.strides)]
 
 # %% ../nbs/30_backbone.ipynb #7ef85b01
 RESNETS = 'resnet18','resnet34','resnet50','resnet101','resnet152'

@@ -38,8 +38,8 @@ class ClusterCallback(Callback):
         spherical:bool=False, # keep K-means centroids at unit length?
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # BatchNorm in training: running statistics ("eval") or those of the batch ("train")
-        n_pixels:int=800, # pixels sampled from each image for K-means; None: all
-        n_images:int=0, # images sampled for K-means; 0: a tenth of them, but 32 to 2000; None: all
+        n_pixels:int=400, # pixels sampled from each image for K-means; None: all
+        n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
         n_init:int=1, # K-means restarts, the best is kept
@@ -122,15 +122,9 @@ def _check_images(x:Tensor)->Tensor:
     return x
 
 @patch
-def _sample_size(self:ClusterCallback, least:int=32)->int:
-    "Number of images to sample"
-    if self.n_images is None: return sys.maxsize
-    return self.n_images or max(least, min(2000, len(self.learn.dls.train_ds)//10))
-
-@patch
-def _batches(self:ClusterCallback, n:int=sys.maxsize):
-    "Batches of `n` training images on the model's device, in a fresh order; all images if `n` is larger"
-    dl = self.learn.dls.train
+def _batches(self:ClusterCallback, n:int=None):
+    "Batches of `n` training images on the model's device, in a fresh order; None: all"
+    dl, n = self.learn.dls.train, n or sys.maxsize
     if type(dl).__name__ == "DistributedDL": dl = dl.dl
     for b in (dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl):
         b = self.learn._set_device(b)
@@ -144,10 +138,10 @@ def stream(self:ClusterCallback,
     model:nn.Module, # the network, used in the mode it is in
     augment:bool=True, # the views, or the plain image?
     only:int=None, # one view only: 0 or 1
-    least:int=32, # images, if the callback's `n_images` is 0
+    least:int=0, # images, even if `n_images` is less
 ):
     "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
-    for i, x in enumerate(self._batches(self._sample_size(least))):
+    for i, x in enumerate(self._batches(self.n_images and max(self.n_images, least))):
         if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
         drawn = self.draw(x) if augment else (None,)
         which = range(self.n_views) if augment and only is None else [only or 0]

@@ -35,7 +35,7 @@ def _product(z, mu, bias=None):
     bias = mu.new_zeros(len(mu)) if bias is None else bias
     with _no_amp(z):
         if z.dim() == 2: return torch.addmm(bias, z, mu.T)
-        return torch.baddbmm(bias[:,None], mu.expand(len(z), -1, -1), z.flatten(2)).unflatten(2, z.shape[2:])
+        return torch.baddbmm(bias[:,None], mu.expand(z.shape[0], -1, -1), z.flatten(2)).view(z.shape[0], -1, *z.shape[2:])
 
 def _same_dtype(z, mu):
     dtype = torch.promote_types(z.dtype, mu.dtype)

@@ -51,7 +51,7 @@ def forward(self:FPN,
     z,s = self.laterals[-1](feats[-1]),self.strides[-1]
     for f,lateral,stride in list(zip(feats, self.laterals, self.strides))[-2::-1]:
         z,s = lateral(f) + upsample_by(z, s/stride, f.shape[-2:]),stride
-    return upsample_by(z, s/4, (-(-size[0]//4), -(-size[1]//4)))
+    return upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
 
 # %% ../nbs/31_fpn.ipynb #ea813434
 class PiCIENet(nn.Module):

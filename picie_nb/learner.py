@@ -67,8 +67,8 @@ class PiCIEConfig:
     spherical:bool = False         # centroids of unit length?
     metric:str = "euclidean"       # how pixels find their centroid: "euclidean" or "cosine"
     labels:str = "snapshot"        # labels by the network of the epoch's start ("snapshot") or by the "current" one
-    n_pixels:int = 800             # pixels sampled from each image for K-means; None: all
-    n_images:int = 0               # images sampled for K-means; 0: a tenth of them, but 32 to 2000; None: all
+    n_pixels:int = 400             # pixels sampled from each image for K-means; None: all
+    n_images:int = 2000            # images sampled for K-means; None: all
     init_images:int = 0            # K-means on this many images, the others move centroids by running means; 0: on all
     update_images:int = 256        # images in one step of those running means
     cluster_batchnorm:str = "eval" # BatchNorm while features are made for K-means: "eval", or "train", which changes it
@@ -134,11 +134,11 @@ def reuse_memory():
     if not hasattr(libc, "mallopt"): # other systems, and C libraries other than glibc
         yield
         return
-    trim_threshold, mmap_max = -1, -4 # names of these settings in malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4 # as malloc.h has them
     libc.mallopt(trim_threshold, -1); libc.mallopt(mmap_max, 0)
     try: yield
     finally:
-        libc.mallopt(trim_threshold, 2**17); libc.mallopt(mmap_max, 2**16) # what glibc starts with
+        libc.mallopt(trim_threshold, 2**26); libc.mallopt(mmap_threshold, 2**25); libc.mallopt(mmap_max, 2**16) # usual
         libc.malloc_trim(0)
 
 # %% ../nbs/71_learner.ipynb #c7c2c45e

@@ -7,12 +7,12 @@ Docs: https://picie-nb.github.io/picie_nb/segmenter.html.md"""
 # %% auto #0
 __all__ = ['Segmentation', 'Segmenter']
 
-# %% ../nbs/80_segmenter.ipynb #813094be
-import json, os, numpy as np, torch, torch.nn.functional as F
+# %% ../nbs/80_segmenter.ipynb #3d63dc15
+import copy, json, os, numpy as np, torch, torch.nn.functional as F, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -259,3 +259,40 @@ def load(cls:Segmenter,
         raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {why}") from None
     return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
                np.array(h["colors"], np.uint8), h["info"])
+
+# %% ../nbs/80_segmenter.ipynb #7eadf7bd
+class _Graph(nn.Module):
+    "Images to clusters and confidence, as ONNX shall see it"
+    def __init__(self, seg):
+        super().__init__()
+        self.net, self.readout, self.tau = seg.net, seg.readout, seg.tau
+        self.register_buffer("mu", seg.centroids)
+
+    def forward(self, x):
+        s = scores(F.normalize(self.net(x), dim=1), self.mu, self.readout)
+        s = F.interpolate(s, x.shape[-2:], mode="bilinear", align_corners=False)
+        best, clusters = s.max(1)
+        return clusters, ((s-best[:, None])/self.tau).exp().sum(1).reciprocal()
+
+# %% ../nbs/80_segmenter.ipynb #11b53edb
+@patch
+def to_onnx(self:Segmenter,
+    path, # file to write, by convention ending in .onnx
+)->Path:
+    "Write an ONNX graph: `images` (B,3,H,W) float in [0,1] to `clusters` (B,H,W) int64 and `confidence` (B,H,W)"
+    try: import onnx, onnxscript
+    except ImportError as e: raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
+    path, p = Path(path), self.net.backbone.pad_to
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = _Graph(copy.deepcopy(self)).cpu().eval()
+    sides = {0: "batch", 2: "height", 3: "width"}
+    with _replacing(path) as tmp, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(graph, (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
+                          input_names=["images"], output_names=["clusters", "confidence"],
+                          dynamic_axes=dict(images=sides, clusters={0: "batch", 1: "height", 2: "width"},
+                                            confidence={0: "batch", 1: "height", 2: "width"}))
+        model = onnx.load(tmp)
+        model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
+        onnx.save(model, tmp)
+    return path
