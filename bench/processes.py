@@ -14,16 +14,16 @@ def broadcast(self, t, rank):  # fastai's own sends it through the GPU
 DistributedDL._broadcast = broadcast
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-dls = data(64)
+dls = data(32)
 several = int(os.environ["WORLD_SIZE"]) > 1
 if several:
     for dl in dls.loaders: dl.bs = dl.bs//int(os.environ["WORLD_SIZE"])  # the same images in each step
 learn, times = learner(dls), []
-for _ in range(3):
+for _ in range(2):
     t = Times()
     with learn.no_bar(), learn.no_logging():
         if several:
             with learn.distrib_ctx(sync_bn=False, in_notebook=False): learn.fit(1, cbs=t)
         else: learn.fit(1, cbs=t)
     times.append(t.parts["epoch"])
-if int(os.environ["RANK"]) == 0: print(min(times[1:]))
+if int(os.environ["RANK"]) == 0: print(times[-1])

@@ -131,10 +131,11 @@ def _start(z, k, init='random', generator=None):
         d = torch.minimum(d, _d2(z, mu[-1]))
     return mu
 
-# %% ../nbs/40_clustering.ipynb #abfa0b5c
+# %% ../nbs/40_clustering.ipynb #ca924ed0
 def _rows(z, k):
-    "Points per chunk: their features and scores should fit the cache, or fill a GPU"
-    return max(64, (2**26 if z.is_cuda else 2**20)//(z.shape[1] + k)//64*64)
+    "Points per chunk: their features and scores should fit the cache, or keep several threads or a GPU busy"
+    numbers = 2**26 if z.is_cuda else 2**20 if torch.get_num_threads() == 1 else 2**22
+    return max(64, numbers//(z.shape[1] + k)//64*64)
 
 def _pass(z, mu, unit=False, rows=None):
     "Labels of all points and sums of all clusters, in one reading of the points"
