@@ -38,7 +38,7 @@ sync: .venv/.dev ## notebooks -> package and README; clean the notebooks
 docs: .venv/.dev ## build the documentation site into _docs/
 	python tools/docs.py
 
-bench: .venv/.dev ## measure speed on this machine, in ratios (15 minutes)
+bench: .venv/.dev ## measure speed on this machine, in ratios (about 20 minutes)
 	python bench/run.py
 
 clean: ## remove what was built

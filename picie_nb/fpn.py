@@ -69,10 +69,10 @@ class PiCIENet(nn.Module):
         x:Tensor, # images in [0,1], (B,3,H,W)
         *more, # further batches
     )->Tensor: # features, (B,D,ceil(H/4),ceil(W/4)), a tuple of them if there are `more` batches
-        if not more: return self.fpn(self.backbone(x), x.shape[-2:])
-        xs = (x, *more)
-        if not self._together(xs): return tuple(self(o) for o in xs)
-        return self(torch.cat(xs)).split([len(o) for o in xs])
+        xs,one = (x, *more),lambda o: self.fpn(self.backbone(o), o.shape[-2:])
+        if not more: return one(x)
+        if not self._together(xs): return tuple(map(one, xs))
+        return one(torch.cat(xs)).split([len(o) for o in xs])
 
     def _together(self, xs):
         "Do all batches have one shape, and does no BatchNorm look at the batch?"
