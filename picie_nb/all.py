@@ -6,11 +6,14 @@ from .transforms import *
 from .backbone import *
 from .fpn import *
 from .clustering import *
+from .merging import *
+from .refine import *
 from .losses import *
 from .metrics import *
 from .protocols import *
 from .evaluation import *
 from .probes import *
+from .selection import *
 from .callback import *
 from .variants import *
 from .learner import *

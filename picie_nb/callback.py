@@ -18,6 +18,7 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .transforms import Photometric, Geometric
 from .clustering import kmeans, scores, assign, sample_pixels
+from .merging import cut_tree, merge_clusters, merge_tree
 from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/70_callback.ipynb #2766a177
@@ -28,11 +29,13 @@ class ClusterCallback(Callback):
     n_views = 2
     def __init__(self,
         n_clusters:int=27, # K
+        train_clusters:int=0, # clusters whose labels are learned, if more than K of the result; 0: K
         aux_clusters:int=0, # clusters of a second, finer clustering that is trained along (+H); 0: none
         photometric:Photometric=None, # P, default `Photometric()`
         geometric:Geometric=None, # G, default `Geometric()`
         size:int=None, # side of the square network input, in pixels; None: as the batches come
-        labels:str="snapshot", # labels by the network as the epoch began ("snapshot") or as it is ("current")
+        labels:str="snapshot", # labels by the network as training began ("start"), as the epoch did ("snapshot"), or "current"
+        label_scale:float=1., # size of the images from which labels are made, relative to the network's input
         metric:str="euclidean", # how pixels find their centroid: "euclidean" or "cosine"
         readout:str="dot", # scores of pixels against centroids outside training: "dot", "euclidean" or "cosine"
         spherical:bool=False, # keep K-means centroids at unit length?
@@ -44,13 +47,15 @@ class ClusterCallback(Callback):
         init:str="random", # K-means start: "random" or "k-means++"
         n_init:int=1, # K-means restarts, the best is kept
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
+        merge_from:int=0, # the readout fits so many clusters and merges them to K; 0: it fits K
+        merge_power:float=.5, # how much size counts in merging, see `merge_tree`
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
         self.mu, self.mu_eval, self.snapshot, self.health = None, None, None, {}
-        self.ks = [n_clusters, aux_clusters] if aux_clusters else [n_clusters]
-        for k, ok in dict(labels=("snapshot", "current"), batchnorm=("eval", "train")).items():
-            if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {ok[0]!r} or {ok[1]!r}")
+        self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
+        for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
+            if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
 
 # %% ../nbs/70_callback.ipynb #31c48eef
 @patch
@@ -65,30 +70,33 @@ def view(self:ClusterCallback,
     i:int, # 0 or 1
     x:Tensor, # images, (B,3,H,W) in [0,1]
     drawn:tuple, # what `draw` gave
-)->Tensor: # (B,3,H,W) at the network's input size
-    "$P_1x$ for view 0, $G(P_2x)$ for view 1, with colours changed at the network's input size"
-    (g, *ps), (h, w) = drawn, self.input_size(x)
+    scale:float=1., # size of the view, relative to the network's input
+)->Tensor: # (B,3,H,W)
+    "$P_1x$ for view 0, $G(P_2x)$ for view 1, with colours changed at the size of the view"
+    (g, *ps), (h, w) = drawn, self.input_size(x, scale)
     zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1) # pixels of the view for each pixel of the image
-    x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x)
+    x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x, scale)
     return self.photometric.apply(x, replace(ps[i], sigma=zoom*ps[i].sigma))
 
 @patch
 def views(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
+    drawn:tuple=None, # what `draw` gave, default a new draw
+    scale:float=1., # size of the views, relative to the network's input
 )->tuple: # each view, and the `GeometricParams`
     "$P_1x$, $G(P_2x)$ and the $G$ that was drawn"
-    drawn = self.draw(x)
-    return *(self.view(i, x, drawn) for i in range(self.n_views)), drawn[0]
+    drawn = drawn or self.draw(x)
+    return *(self.view(i, x, drawn, scale) for i in range(self.n_views)), drawn[0]
 
 @patch
-def input_size(self:ClusterCallback, x:Tensor)->tuple:
+def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
     "Height and width at which a batch enters the network"
-    return (self.size, self.size) if self.size else tuple(x.shape[-2:])
+    return tuple(round(o*scale) for o in ((self.size, self.size) if self.size else x.shape[-2:]))
 
 @patch
-def plain(self:ClusterCallback, x:Tensor)->Tensor:
+def plain(self:ClusterCallback, x:Tensor, scale:float=1.)->Tensor:
     "The batch at the network's input size"
-    size = self.input_size(x)
+    size = self.input_size(x, scale)
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 # %% ../nbs/70_callback.ipynb #d3e0bbe2
@@ -145,7 +153,7 @@ def stream(self:ClusterCallback,
         if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
         drawn = self.draw(x) if augment else (None,)
         which = range(self.n_views) if augment and only is None else [only or 0]
-        fs = model(*(self.view(i, x, drawn) if augment else self.plain(x) for i in which))
+        fs = model(*(self.view(i, x, drawn, self.label_scale) if augment else self.plain(x) for i in which))
         zs = [self.feature(i, f, drawn[0]) for i, f in zip(which, fs if len(which) > 1 else [fs])]
         yield len(x), [sample_pixels(z, self.n_pixels) for z in zs]
 
@@ -188,13 +196,14 @@ def set_heads(self:ClusterCallback,
     counts = counts or [[r.counts for r in rs] for rs in results]
     self.heads = [([r.centroids for r in rs], [balance_weights(n, self.balance) for n in ns])
                   for rs, ns in zip(results, counts)]
-    self.mu, self.sizes = self.heads[0][0], torch.zeros(self.n_clusters, device=results[0][0].centroids.device)
+    self.mu = self.heads[0][0]
 
 # %% ../nbs/70_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
     self.mu_eval = None # they belong to the network before this epoch
-    self.cluster()
+    if self.labels != "start" or self.snapshot is None: self.cluster()
+    self.sizes = torch.zeros(self.ks[0], device=self.mu[0].device)
     if self.batchnorm == "train": return
     for m in self.learn.model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
@@ -204,14 +213,25 @@ def before_train(self:ClusterCallback):
 def before_batch(self:ClusterCallback):
     x = _check_images(self.learn.xb[0])
     if not self.training: return
-    *self.xs, self.g = self.views(x)
+    drawn = self.draw(x)
+    *self.xs, self.g = self.views(x, drawn)
     self.learn.xb = tuple(self.xs)
+    self.teach_xs = self.xs if self.label_scale == 1 or self.labels == "current" else self.views(x, drawn, self.label_scale)[:-1]
+
+@patch
+@torch.no_grad()
+def teach(self:ClusterCallback, size:tuple)->list:
+    "Features of both views by the snapshot, brought to a size (h,w)"
+    fs = self.snapshot(*self.teach_xs)
+    zs = self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
+    if tuple(zs[0].shape[-2:]) == tuple(size): return zs
+    return [F.normalize(F.interpolate(z, size, mode="bilinear", antialias=True), dim=1) for z in zs]
 
 @patch
 @torch.no_grad()
 def label(self:ClusterCallback, zs:tuple)->list:
     "For each head, the nearest centroid of every pixel of each view, by features of the snapshot or by `zs` themselves"
-    if self.labels == "snapshot": zs = self.features(self.snapshot(*self.xs), self.g)
+    if self.labels != "current": zs = self.teach(zs[0].shape[-2:])
     return [[assign(z, m, self.metric) for z, m in zip(zs, mu)] for mu, _ in self.heads]
 
 # %% ../nbs/70_callback.ipynb #eb3cbaa1
@@ -220,7 +240,7 @@ def after_pred(self:ClusterCallback):
     if self.training:
         zs = self.features(self.learn.pred, self.g)
         ys = self.label(zs)
-        self.sizes += torch.bincount(ys[0][0].flatten(), minlength=self.n_clusters)
+        self.sizes += torch.bincount(ys[0][0].flatten(), minlength=self.ks[0])
         self.learn.pred, self.learn.yb = zs, tuple(o for y, (mu, w) in zip(ys, self.heads) for o in (*y, *mu, *w))
     else:
         if self.mu_eval is None: self.fit_readout()
@@ -258,7 +278,13 @@ def fresh(self:ClusterCallback,
 @patch
 def _fresh(self:ClusterCallback, model, n):
     z, = self.sample(model, augment=False, least=256)
-    return [self.kmeans(z).centroids for _ in range(n)]
+    return [self._readout(z) for _ in range(n)]
+
+@patch
+def _readout(self:ClusterCallback, z):
+    if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
+    r = self.kmeans(z, self.merge_from)
+    return merge_clusters(r.centroids, r.counts, cut_tree(merge_tree(r.centroids, r.counts, self.merge_power), self.n_clusters))[0]
 
 @patch
 def fit_readout(self:ClusterCallback):
@@ -289,7 +315,7 @@ def after_batch(self:ClusterCallback):
 def after_train(self:ClusterCallback):
     n = max(self.health.pop("n", 1), 1)
     self.health = {**{k: float(v)/n for k, v in self.health.items()}, "clusters": effective_clusters(self.sizes)}
-    self.snapshot = None
+    if self.labels != "start": self.snapshot = None
 
 @patch
 def before_fit(self:ClusterCallback):

@@ -331,7 +331,7 @@ def picie_demo(
     scenes = ToyScenes(n=images+64, size=size, seed=seed)
     dls = scenes.dls(bs=16, valid=64/(images+64), seed=seed)
     make = lambda **kw: picie_learner(dls, "tf_efficientnet_lite0", len(scenes.labels),
-                                      weights=efficientnet_lite0_weights(), backbone_lr=.1, **kw)
+                                      weights=efficientnet_lite0_weights(), **kw)
     print(f"{images} unlabelled toy scenes, {len(scenes.labels)} clusters; 64 scenes with masks for scoring")
     untrained, learn = make(pca_init=False), make()
     before, columns = untrained.score(), _demo_columns(untrained)

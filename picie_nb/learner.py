@@ -24,9 +24,11 @@ from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from .labels import LabelSet, palette
 from .transforms import Photometric, Geometric
-from .backbone import create_backbone
+from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
 from .clustering import scores, upsampled_argmax
+from .refine import flipped, refined_scores
+from .selection import label_free
 from .losses import PiCIELoss
 from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
 from .callback import ClusterCallback, ClusterLoss
@@ -39,11 +41,13 @@ class PiCIEConfig:
     "Every choice of a PiCIE training, apart from data and backbone"
     preset:str = "improved"        # name of the preset that this started from
     n_clusters:int = 27            # K
+    overcluster:float = 5.         # clusters whose labels are learned, as a multiple of K
     aux_clusters:int = 0           # clusters of an auxiliary, finer clustering (+H: 100); 0: none
     mdc:bool = False               # the baseline MDC: one view, no loss across views
     parametric:bool = True         # MDC learns a classifier, new each epoch? Else it has frozen centroids, as PiCIE
     dim:int = 128                  # D, width of the dense features
     # network
+    freeze:int = 8                 # layers up to this stride keep their pretrained weights (of a ViT all); 0: all learn
     pca_init:bool = True           # start the FPN's laterals as a PCA of the training images' own features?
     stage_weights:tuple = None     # weight of each level in that PCA, finest first; None: see `pca_init_`
     whiten:float = 0.              # 0: PCA as it is, 1: all components of equal variance
@@ -66,7 +70,8 @@ class PiCIEConfig:
     # clustering
     spherical:bool = False         # centroids of unit length?
     metric:str = "euclidean"       # how pixels find their centroid: "euclidean" or "cosine"
-    labels:str = "snapshot"        # labels by the network of the epoch's start ("snapshot") or by the "current" one
+    labels:str = "start"           # labels by the network as training began ("start"), as the epoch did ("snapshot"), or "current"
+    label_scale:float = 1.         # size of the images from which labels are made, relative to the network's input
     n_pixels:int = 400             # pixels sampled from each image for K-means; None: all
     n_images:int = 2000            # images sampled for K-means; None: all
     init_images:int = 0            # K-means on this many images, the others move centroids by running means; 0: on all
@@ -86,14 +91,16 @@ class PiCIEConfig:
     balance:str = "none"           # weights of the clusters in the loss, see `balance_weights`
     counts:str = "sample"          # cluster sizes for these weights: of K-means' "sample", or of "all" labels
     readout:str = "dot"            # scores of pixels against centroids when the model is used
+    merge_from:float = 9.          # the readout fits this multiple of K clusters and merges them to K; 1: it fits K
+    merge_power:float = .5         # how much size counts in merging, see `merge_tree`
     # optimiser
-    lr:float = 3e-4                # learning rate
+    lr:float = 1e-3                # learning rate
     backbone_lr:float = 1.         # the backbone's learning rate, as a multiple of lr
     schedule:str = "cosine"        # learning rate over the epochs: "constant" or "cosine" (falls to zero)
     wd:float = 0.                  # weight decay
 
     def __post_init__(self):
-        allowed = dict(metric=("euclidean", "cosine"), labels=("snapshot", "current"), logits=("dot", "cosine"),
+        allowed = dict(metric=("euclidean", "cosine"), labels=("start", "snapshot", "current"), logits=("dot", "cosine"),
                        readout=("dot", "euclidean", "cosine"),
                        schedule=("constant", "cosine"), batchnorm=("eval", "train"),
                        cluster_batchnorm=("eval", "train"), centroids=("fresh", "epoch"), counts=("sample", "all"),
@@ -101,15 +108,21 @@ class PiCIEConfig:
         for k, ok in allowed.items():
             if getattr(self, k) not in ok:
                 raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
+        if min(self.overcluster, self.merge_from) < 1 or self.label_scale <= 0:
+            raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, label_scale={self.label_scale}: "
+                             "the first two must be at least 1, label_scale positive")
+        if self.overcluster > 1 and self.centroids == "epoch":
+            raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
         if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
             raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
 
-# %% ../nbs/71_learner.ipynb #79fa19f3
+# %% ../nbs/71_learner.ipynb #0b129bf3
+_PUBLISHED = dict(freeze=0, overcluster=1, labels="snapshot", merge_from=1)
 PRESETS = dict(
-    paper=dict(p_grey=.2, pca_init=False, spherical=True, metric="cosine", logits="cosine", readout="cosine",
+    paper=dict(_PUBLISHED, p_grey=.2, pca_init=False, spherical=True, metric="cosine", logits="cosine", readout="cosine",
                batchnorm="train", lr=1e-4, schedule="constant"),
-    official=dict(pca_init=False, sigma=(-1.8, .1), rounded=True, fixed_views=True, colours_first=True, n_pixels=None, n_images=None,
+    official=dict(_PUBLISHED, pca_init=False, sigma=(-1.8, .1), rounded=True, fixed_views=True, colours_first=True, n_pixels=None, n_images=None,
                   init_images=5120, cluster_batchnorm="train", centroids="epoch", batchnorm="train",
                   balance="proportional", counts="all", lr=1e-4, schedule="constant"),
     improved=dict(),
@@ -194,7 +207,8 @@ def cluster_callback(
     P = Photometric(**pick("brightness", "contrast", "saturation", "hue", "p_jitter", "p_grey", "p_blur", "sigma",
                            "one_coin"))
     common = dict(size=size, photometric=P, geometric=Geometric(**pick("min_scale", "p_hflip", "rounded")),
-        **pick("n_clusters", "aux_clusters", "labels", "metric", "readout", "spherical", "balance", "batchnorm",
+        train_clusters=round(cfg.overcluster*cfg.n_clusters), merge_from=round(cfg.merge_from*cfg.n_clusters),
+        merge_power=cfg.merge_power, **pick("n_clusters", "aux_clusters", "labels", "label_scale", "metric", "readout", "spherical", "balance", "batchnorm",
                "n_pixels", "n_images", "n_iter", "init", "n_init", "engine"))
     habits = pick("fixed_views", "colours_first", "plain_crop", "init_images", "update_images", "cluster_batchnorm", "counts", "centroids")
     if cfg.mdc: return MDCCallback(parametric=cfg.parametric, **habits, **common)
@@ -225,11 +239,13 @@ def picie_learner(
     **overrides, # any field of `PiCIEConfig`
 )->PiCIELearner:
     "A learner that segments without labels"
-    if not pretrained and weights is None: overrides = {"batchnorm": "train", **overrides} # no statistics worth keeping
+    if not pretrained and weights is None: # nothing worth keeping: no statistics, no layers, no teacher
+        overrides = {"batchnorm": "train", "freeze": 0, "labels": "snapshot", **overrides}
     cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
     size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
     net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim).to(dls.device)
     if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size), stage_weights=cfg.stage_weights, whiten=cfg.whiten)
+    if cfg.freeze: freeze_(net.backbone, _freeze_at(net.backbone.strides, cfg.freeze))
     if cfg.fixed_views and getattr(dls, "crop", "center") == "random":
         warnings.warn("fixed_views needs the same square of an image in every epoch: use picie_dls(crop='center')")
     cluster = cluster_callback(cfg, size)
@@ -241,6 +257,10 @@ def picie_learner(
                          metrics=cluster.metrics()+scored+list(L(metrics)))
     learn.config, learn.classes = cfg, classes
     return learn
+
+def _freeze_at(strides, stride:int)->int:
+    "The deepest level up to `stride`; a network with one stride for all levels is frozen as a whole"
+    return strides[0] if len(set(strides)) == 1 else max([o for o in strides if o <= stride], default=0)
 
 def _has_masks(dls)->bool:
     "Do validation batches carry masks?"
@@ -297,24 +317,45 @@ def score(self:PiCIELearner,
     n_draws:int=5, # independent K-means runs on the same features
     dl=None, # batches (image, mask), default the validation set
     matching:str="hungarian", # see `picie_nb.metrics.score`
+    flip:bool=False, # average features with those of the mirror image?
+    refine:int=0, # rounds of edge-aware refinement, see `picie_nb.refine`
+    draws:list=None, # centroids (K,D) to score, instead of fresh ones
     **protocol, # what else the reader of the number must know
 )->Scores:
     "Accuracy and mIoU on the validation masks with fresh centroids, for several draws of K-means"
     if self.classes is None or dl is None and not _has_masks(self.dls):
         raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
     net, cb = getattr(self.model, "module", self.model).eval(), self.cluster
-    draws = cb.fresh(n_draws)
+    draws = draws or cb.fresh(n_draws)
     mats = [ConfusionMatrix(cb.n_clusters, len(self.classes), self.classes.ignore) for _ in draws]
     for b in dl or self.dls.valid:
-        x, y = self._set_device(b)[:2]
-        f = F.normalize(net(x.as_subclass(Tensor)).float(), dim=1)
+        x, y = (o.as_subclass(Tensor) for o in self._set_device(b)[:2])
+        f = flipped(net, x) if flip else F.normalize(net(x).float(), dim=1)
         for mu, m in zip(draws, mats):
-            m.update(upsampled_argmax(scores(f, mu, cb.readout), y.shape[-2:]), y.as_subclass(Tensor))
+            s = scores(f, mu, cb.readout)
+            m.update(upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:]), y)
     protocol = {"geometry": getattr(self.dls, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
+    if flip: protocol["flip"] = "mean with the mirror image"
+    if refine: protocol["refinement"] = f"{refine} rounds"
     res = Scores(score(m.mat, matching, labels=self.classes) for m in mats)
     for s in res: s.protocol.update(protocol)
     return res
+
+# %% ../nbs/71_learner.ipynb #cb5f0e88
+@patch
+def label_free(self:PiCIELearner,
+    n_draws:int=3, # independent K-means runs
+    n_images:int=64, # validation images to look at, at most
+    seed:int=0, # of the views that are drawn
+    draws:list=None, # centroids (K,D) to look at, instead of fresh ones
+)->dict: # see `picie_nb.selection.label_free`
+    "Figures that rank networks without masks"
+    net, cb, xs, n = getattr(self.model, "module", self.model).eval(), self.cluster, [], n_images
+    for b in self.dls.valid:
+        xs.append(self._set_device(b)[0][:n])
+        if (n := n-len(xs[-1])) <= 0: break
+    return label_free(net, draws or cb.fresh(n_draws), xs, cb.readout, cb.photometric, cb.geometric, seed)
 
 # %% ../nbs/71_learner.ipynb #27f2702b
 @patch

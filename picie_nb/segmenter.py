@@ -21,6 +21,7 @@ from .data import open_image, _to_rgb
 from .backbone import create_backbone
 from .fpn import PiCIENet
 from .clustering import scores, upsampled_argmax
+from .refine import flipped, refined_scores
 
 # %% ../nbs/80_segmenter.ipynb #cce59a62
 @dataclass
@@ -107,9 +108,12 @@ class Segmenter:
         names=None, # {cluster: name} or a list of K names; unnamed clusters are called "cluster 3"
         colors:np.ndarray=None, # colour of each cluster, (K,3) uint8, default `palette(K)`
         info:dict=None, # anything worth keeping in the file: preset, score, data
+        flip:bool=False, # average features with those of the mirror image? See `flipped`
+        refine:int=0, # rounds of edge-aware refinement, see `refine`
     ):
         self.net, self.centroids = net.eval(), centroids.detach().clone()
         self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
+        self.flip, self.refine = bool(flip), int(refine)
         k = len(centroids)
         self.labels = LabelSet(_unique_names(names, k), palette(k) if colors is None else colors, ignore=max(255, k))
 
@@ -134,10 +138,12 @@ def _unique_names(names, k:int)->list:
 @patch
 @torch.no_grad()
 def _coarse(self:Segmenter, x:Tensor)->Tensor:
-    "Scores at the network's own resolution"
+    "Scores at the network's own resolution, or at that of `x` if they are refined"
     if self.net.training: self.net.eval()
-    z = F.normalize(self.net(x.to(self.device)).float(), dim=1)
-    return scores(z, self.centroids.to(z.device), self.readout)
+    x = x.to(self.device)
+    z = flipped(self.net, x) if self.flip else F.normalize(self.net(x).float(), dim=1)
+    s = scores(z, self.centroids.to(z.device), self.readout)
+    return refined_scores(s, x, self.refine, self.tau).clamp_min_(1e-6).log_().mul_(self.tau) if self.refine else s
 
 @patch
 def scores(self:Segmenter,
@@ -202,7 +208,7 @@ _FORMAT = 1 # version of the file format
 def header(self:Segmenter)->dict:
     "Everything but the arrays, ready for JSON"
     return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, size=self.size,
-                readout=self.readout, tau=self.tau,
+                readout=self.readout, tau=self.tau, flip=self.flip, refine=self.refine,
                 names=list(self.labels.names), colors=self.labels.palette.tolist(), info=self.info)
 
 # %% ../nbs/80_segmenter.ipynb #ff18d731
@@ -258,7 +264,7 @@ def load(cls:Segmenter,
         why = str(e).splitlines()[1].strip()
         raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {why}") from None
     return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
-               np.array(h["colors"], np.uint8), h["info"])
+               np.array(h["colors"], np.uint8), h["info"], h.get("flip", False), h.get("refine", 0))
 
 # %% ../nbs/80_segmenter.ipynb #7eadf7bd
 class _Graph(nn.Module):
@@ -282,6 +288,7 @@ def to_onnx(self:Segmenter,
     "Write an ONNX graph: `images` (B,3,H,W) float in [0,1] to `clusters` (B,H,W) int64 and `confidence` (B,H,W)"
     try: import onnx, onnxscript
     except ImportError as e: raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
+    if self.flip or self.refine: raise ValueError("to_onnx writes the network alone: set flip=False and refine=0 before")
     path, p = Path(path), self.net.backbone.pad_to
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = _Graph(copy.deepcopy(self)).cpu().eval()

@@ -37,14 +37,14 @@ class PublishedCallback(ClusterCallback):
         for k, ok in dict(cluster_batchnorm=("eval", "train"), counts=("sample", "all"), centroids=("fresh", "epoch")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {ok[0]!r} or {ok[1]!r}")
 
-# %% ../nbs/72_variants.ipynb #1aa39e41
+# %% ../nbs/72_variants.ipynb #d25a29f8
 @patch
-def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
+def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple, scale:float=1.)->Tensor:
     "As `ClusterCallback.view`; with `colours_first` in the order of the equations"
-    if not self.colours_first: return ClusterCallback.view(self, i, x, drawn)
+    if not self.colours_first: return ClusterCallback.view(self, i, x, drawn, scale)
     g, *ps = drawn
     x = self.photometric.apply(x, ps[i])
-    return self.geometric.apply(x, g, self.input_size(x)) if i else self.plain(x)
+    return self.geometric.apply(x, g, self.input_size(x, scale)) if i else self.plain(x, scale)
 
 # %% ../nbs/72_variants.ipynb #2bbf1638
 def image_keys(
@@ -161,10 +161,10 @@ class MDCCallback(PublishedCallback):
         self.parametric = parametric
 
 @patch
-def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
+def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple, scale:float=1.)->Tensor:
     "The only view, $G(Px)$"
     g, p, _ = drawn
-    return PublishedCallback.view(self, 1, x, (g, p, p))
+    return PublishedCallback.view(self, 1, x, (g, p, p), scale)
 
 @patch
 def feature(self:MDCCallback, view:int, f:Tensor, g)->Tensor:

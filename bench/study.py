@@ -1,0 +1,135 @@
+"""Recipes x seeds x data sets: which choices help? One file for each run, so that a study can be stopped and goes on.
+
+    python bench/study.py                                # all recipes, seeds 0 1 2, on CamVid where it is, else on drawn scenes
+    python bench/study.py improved official --seeds 0 --data toy
+    python bench/study.py improved official --test       # score the test images too, with the networks that were trained
+
+Decide by `dev`: labelled images that training has never seen the masks of (CamVid: val and train). Test images are for the table that is
+reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
+and labels/{train,val,test}, DINOV2 the weights of vit_small_patch14_dinov2. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
+"""
+import argparse, json, os, random, tempfile, time, warnings
+from pathlib import Path
+warnings.filterwarnings("ignore")
+import numpy as np, torch
+from fastai.callback.core import Callback
+from picie_nb.all import *
+from picie_nb.backbone import efficientnet_lite0_weights
+
+HERE = Path(__file__).parent
+DINOV2 = os.environ.get("DINOV2", str(HERE.parent.parent/"shared/weights/vit_small_patch14_dinov2.fp16.safetensors"))
+CAMVID = Path(os.environ.get("CAMVID", HERE.parent.parent/"shared/data/camvid"))
+ROWS = dict(
+    raw=dict(epochs=0, pca_init=False), # a random FPN, not trained
+    start=dict(epochs=0),               # the PCA start, not trained
+    official=dict(preset="official"),
+    snapshot=dict(overcluster=1, labels="snapshot", freeze=0), # labels that follow the network, K of them
+    finer=dict(labels="snapshot", freeze=0),                   # ... and finer labels
+    fixed=dict(overcluster=1, freeze=0),                       # ... or a fixed teacher
+    both=dict(freeze=0),                                       # ... or both
+    improved={},                                               # both, with the first layers frozen: the default
+    # a vision transformer: the raw tokens, the recipe on top of it, and with it
+    vit_start=dict(epochs=0, backbone="vit_small_patch14_dinov2", size=168),
+    vit=dict(epochs=4, backbone="vit_small_patch14_dinov2", size=168, freeze=14),
+    vit_all=dict(epochs=4, backbone="vit_small_patch14_dinov2", size=168, freeze=0, backbone_lr=.01),
+    # one field of `improved` changed
+    k9=dict(overcluster=9), k2=dict(overcluster=2.5), slow=dict(lr=3e-4), faster=dict(lr=3e-3), long=dict(epochs=12), zoom=dict(min_scale=.3),
+    colours=dict(brightness=.6, contrast=.6), large=dict(label_scale=1.5), larger=dict(label_scale=2.), whiten=dict(whiten=.5),
+    stages=dict(stage_weights=(0, 1, 1, 1)), inverse_sqrt=dict(balance="inverse_sqrt"), sharp=dict(tau=.3), soft=dict(tau=3.),
+    cosine=dict(logits="cosine", tau=.1), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100), wide=dict(dim=256), gentle=dict(backbone_lr=.1, freeze=0),
+)
+
+
+def seed_all(seed):
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+
+def folders(data):
+    "Image and mask folders of each split, label set"
+    if data == "camvid": return {s: (CAMVID/"images"/s, CAMVID/"labels"/s) for s in ("train", "val", "test")}, label_set("camvid11")
+    root = Path(tempfile.gettempdir())/"picie_nb_study"/data
+    sets = {s: ToyScenes(n=n, size=192, seed=k) for k, (s, n) in enumerate(dict(train=128, val=64, test=64).items())}
+    for s, scenes in sets.items():
+        if not (root/s).exists(): scenes.save(root/s)
+    return {s: (root/s/"images", root/s/"masks") for s in sets}, sets["train"].labels
+
+
+def loaders(data, split, seed, size):
+    dirs, labels = folders(data)
+    (train, _), (images, masks) = dirs["train"], dirs[split]
+    return picie_dls(train, size=size, bs=16, valid=images, masks=masks, labels=labels, seed=seed)
+
+
+class Watch(Callback):
+    "After every epoch: the score on val, and the figures that need no masks"
+    order = 70
+    def __init__(self): self.rows = []
+    def after_epoch(self): self.rows.append(watch(self.learn))
+
+
+def watch(learn):
+    rng = random.getstate(), np.random.get_state(), torch.get_rng_state() # looking must not change the training
+    draws = learn.cluster.fresh(2)
+    s = learn.score(draws=draws)
+    res = dict(acc=s.acc, miou=s.miou, **learn.label_free(draws=draws))
+    random.setstate(rng[0]); np.random.set_state(rng[1]); torch.set_rng_state(rng[2])
+    return res
+
+
+def path(data, row, seed): return HERE/"study"/f"{data}-{row}-{seed}.json"
+
+
+def run(data, row, seed, epochs, size, test, look):
+    "Train one row with one seed, unless that is done, and score it"
+    out, kw = path(data, row, seed), dict(ROWS[row])
+    res = json.loads(out.read_text()) if out.exists() else {}
+    if res and ("test" in res or not test): return
+    epochs, size, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("size", size), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
+    weights = efficientnet_lite0_weights() if backbone == "tf_efficientnet_lite0" else DINOV2
+    seed_all(seed)
+    learn = picie_learner(loaders(data, "val", seed, size), backbone, len(folders(data)[1]), weights=weights, **kw)
+    net, ds = out.with_suffix(".safetensors"), {}
+    if res: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
+    else:
+        seen, cb = ([watch(learn)], Watch()) if look else ([], None)
+        if epochs:
+            learn.metrics = learn.metrics[:0]
+            with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=cb)
+        res = dict(data=data, row=row, seed=seed, backbone=backbone, size=size, epochs=epochs, config=kw, history=seen+(cb.rows if cb else []),
+                   seconds=time.perf_counter()-start, cpu_seconds=time.process_time()-cpu, threads=torch.get_num_threads())
+        learn.segmenter().save(net)
+        for split in ("val", "train"): ds.update({split: {}, f"{split}_kmeans": dict(merge=False)})
+    if test: ds.update(test={}, test_kmeans=dict(merge=False), test_flip=dict(flip=True), test_refined=dict(refine=10), test_large=dict(scale=1.5), test_large_refined=dict(scale=1.5, refine=10))
+    seed_all(seed)
+    merged, merge = learn.cluster.fresh(5), learn.cluster.merge_from
+    learn.cluster.merge_from = 0
+    plain = learn.cluster.fresh(5) if merge else merged
+    learn.cluster.merge_from = merge
+    for name, kw in ds.items():
+        split, scale = name.split("_")[0], kw.pop("scale", 1)
+        draws = (merged if kw.pop("merge", True) else plain)[:2 if "refine" in kw else 5] # refining is slow
+        res[name] = learn.score(dl=loaders(data, split, seed, round(size*scale)).valid, draws=draws, **kw).to_dict()
+    out.parent.mkdir(exist_ok=True)
+    tmp = out.with_suffix(".tmp")
+    tmp.write_text(json.dumps(res, indent=1)+"\n")
+    tmp.replace(out)
+    print(f"{out.stem:24s}", "  ".join(f"{n} {100*res[n]['acc']:.1f}/{100*res[n]['miou']:.1f}" for n in ("val", "train", "test") if n in res), f"{res['cpu_seconds']:.0f} cpu s", flush=True)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("rows", nargs="*", help=f"recipes: {' '.join(ROWS)}; default all")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--data", choices=("camvid", "toy"), default="camvid" if CAMVID.is_dir() else "toy")
+    p.add_argument("--epochs", type=int, default=6)
+    p.add_argument("--size", type=int, default=160, help="short side of the images, in pixels")
+    p.add_argument("--watch", action="store_true", help="score every epoch, by masks of val and without masks")
+    p.add_argument("--test", action="store_true", help="score the test images as well")
+    a = p.parse_args()
+    for r in a.rows:
+        if r not in ROWS: p.error(f"no recipe {r!r}: there are {', '.join(ROWS)}")
+    for seed in a.seeds:
+        for row in a.rows or ROWS: run(a.data, row, seed, a.epochs, a.size, a.test, a.watch)
+
+
+if __name__ == "__main__": main()
