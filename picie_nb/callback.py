@@ -172,7 +172,8 @@ def kmeans(self:ClusterCallback,
     if not torch.isfinite(z).all():
         raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
-    res = kmeans(z, k or self.n_clusters, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
+    k = max(self.n_clusters, min(k or self.n_clusters, len(z))) # finer clusters than points: as fine as they are
+    res = kmeans(z, k, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
                  engine=self.engine, n_init=self.n_init, generator=gen)
     if dist.is_available() and dist.is_initialized():
         for t in (res.centroids, res.counts): dist.broadcast(t, 0)
