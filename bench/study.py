@@ -37,6 +37,8 @@ ROWS = dict(
     colours=dict(brightness=.6, contrast=.6), large=dict(label_scale=1.5), larger=dict(label_scale=2.), whiten=dict(whiten=.5),
     stages=dict(stage_weights=(0, 1, 1, 1)), inverse_sqrt=dict(balance="inverse_sqrt"), sharp=dict(tau=.3), soft=dict(tau=3.),
     cosine=dict(logits="cosine", tau=.1), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100), wide=dict(dim=256), gentle=dict(backbone_lr=.1, freeze=0),
+    follow=dict(labels="snapshot"), carry=dict(labels="snapshot", carry=True), ema=dict(ema=.99), sinkhorn=dict(sinkhorn=.05),
+    confident=dict(confident=.7), residual=dict(residual=True),
 )
 
 

@@ -18,7 +18,7 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .transforms import Photometric, Geometric
 from .clustering import kmeans, scores, assign, sample_pixels
-from .merging import cut_tree, merge_clusters, merge_tree
+from .merging import cut_tree, merge_clusters, merge_tree, typical
 from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/70_callback.ipynb #2766a177
@@ -49,10 +49,11 @@ class ClusterCallback(Callback):
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         merge_from:int=0, # the readout fits so many clusters and merges them to K; 0: it fits K
         merge_power:float=.5, # how much size counts in merging, see `merge_tree`
+        draws:int=1, # runs of K-means for the readout after the last epoch, of which the most typical is kept
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
-        self.mu, self.mu_eval, self.snapshot, self.health = None, None, None, {}
+        self.mu, self.mu_eval, self.snapshot, self.heads, self.health = None, None, None, [], {}
         self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
         for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
@@ -167,13 +168,14 @@ def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->
 def kmeans(self:ClusterCallback,
     z:Tensor, # features, (N,D)
     k:int=None, # number of clusters, default K
+    init:Tensor=None, # centroids to start from, (k,D), default as the callback's `init` says
 ): # `KMeansResult`
     "K-means with this callback's settings; on several processes, everybody gets rank 0's centroids"
     if not torch.isfinite(z).all():
         raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
     k = max(self.n_clusters, min(k or self.n_clusters, len(z))) # finer clusters than points: as fine as they are
-    res = kmeans(z, k, n_iter=self.n_iter, init=self.init, spherical=self.spherical,
+    res = kmeans(z, k, n_iter=self.n_iter, init=self.init if init is None else init, spherical=self.spherical,
                  engine=self.engine, n_init=self.n_init, generator=gen)
     if dist.is_available() and dist.is_initialized():
         for t in (res.centroids, res.counts): dist.broadcast(t, 0)
@@ -185,6 +187,11 @@ def cluster(self:ClusterCallback):
     "Freeze a snapshot of the network and fit the epoch's centroids, one set for each view"
     model = getattr(self.learn.model, "module", self.learn.model)
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
+    self.fit_heads()
+
+@patch
+def fit_heads(self:ClusterCallback):
+    "K-means on the features of the snapshot, for each head and view"
     zs = self.sample(self.snapshot)
     self.set_heads([[self.kmeans(z, k) for z in zs] for k in self.ks])
 
@@ -241,7 +248,7 @@ def after_pred(self:ClusterCallback):
     if self.training:
         zs = self.features(self.learn.pred, self.g)
         ys = self.label(zs)
-        self.sizes += torch.bincount(ys[0][0].flatten(), minlength=self.ks[0])
+        self.sizes += torch.bincount(ys[0][0][ys[0][0] >= 0], minlength=self.ks[0])
         self.learn.pred, self.learn.yb = zs, tuple(o for y, (mu, w) in zip(ys, self.heads) for o in (*y, *mu, *w))
     else:
         if self.mu_eval is None: self.fit_readout()
@@ -288,13 +295,25 @@ def _readout(self:ClusterCallback, z):
     return merge_clusters(r.centroids, r.counts, cut_tree(merge_tree(r.centroids, r.counts, self.merge_power), self.n_clusters))[0]
 
 @patch
-def fit_readout(self:ClusterCallback):
-    "Fresh centroids for scoring and for use"
-    self.mu_eval, = self.fresh()
+@torch.no_grad()
+def fit_readout(self:ClusterCallback,
+    draws:int=None, # runs of K-means, default this callback's `draws`
+):
+    "Fresh centroids for scoring and for use; of several runs the most typical one (`typical`)"
+    mus, i = self.fresh(draws or self.draws), 0
+    if len(mus) > 1:
+        model = getattr(self.learn.model, "module", self.learn.model)
+        mode = model.training
+        _, (z,) = next(self.stream(model.eval(), augment=False)) # one batch of pixels is enough to compare
+        model.train(mode)
+        i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
+    self.mu_eval = mus[i]
+    if dist.is_available() and dist.is_initialized(): dist.broadcast(self.mu_eval, 0)
 
 @patch
 def before_validate(self:ClusterCallback):
-    if self.mu_eval is None: self.fit_readout()
+    last = getattr(self.learn, "epoch", 0)+1 >= getattr(self.learn, "n_epoch", 1)
+    if self.mu_eval is None: self.fit_readout(None if last else 1)
 
 # %% ../nbs/70_callback.ipynb #d2a5ee59
 def effective_clusters(

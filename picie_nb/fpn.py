@@ -33,12 +33,20 @@ class FPN(nn.Module):
         channels, # width of each map, finest first
         dim:int=128, # D
         strides=(4,8,16,32), # stride of each map in pixels
+        residual:bool=False, # add a small network that starts at zero, see below
     ):
         super().__init__()
         if len(channels)!=len(strides):
             raise ValueError(f"{len(channels)} widths but {len(strides)} strides: give one of each per map")
         self.dim,self.strides = dim,tuple(strides)
         self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in channels)
+        self.residual = _residual(dim) if residual else None
+
+def _residual(dim):
+    "3x3 within each feature, then 1x1 across them, which starts at zero"
+    net = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, padding_mode="replicate", groups=dim), nn.ReLU(), nn.Conv2d(dim, dim, 1))
+    for p in net[-1].parameters(): nn.init.zeros_(p)
+    return net
 
 # %% ../nbs/31_fpn.ipynb #ec6d94b0
 @patch
@@ -51,7 +59,8 @@ def forward(self:FPN,
     z,s = self.laterals[-1](feats[-1]),self.strides[-1]
     for f,lateral,stride in list(zip(feats, self.laterals, self.strides))[-2::-1]:
         z,s = lateral(f) + upsample_by(z, s/stride, f.shape[-2:]),stride
-    return upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
+    z = upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
+    return z if self.residual is None else z + self.residual(z)
 
 # %% ../nbs/31_fpn.ipynb #ea813434
 class PiCIENet(nn.Module):
@@ -59,10 +68,11 @@ class PiCIENet(nn.Module):
     def __init__(self,
         backbone, # see `picie_nb.backbone.create_backbone`
         dim:int=128, # D
+        residual:bool=False, # as in `FPN`
     ):
         super().__init__()
         self.backbone,self.dim = backbone,dim
-        self.fpn = FPN(backbone.channels, dim, backbone.strides)
+        self.fpn = FPN(backbone.channels, dim, backbone.strides, residual)
         self.to(memory_format=torch.channels_last)
 
     def forward(self,

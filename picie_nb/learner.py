@@ -33,6 +33,7 @@ from .losses import PiCIELoss
 from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
 from .callback import ClusterCallback, ClusterLoss
 from .variants import PublishedCallback, MDCCallback, MDCLoss
+from .teachers import TeacherCallback
 from .segmenter import Segmenter
 
 # %% ../nbs/71_learner.ipynb #b574d02b
@@ -51,6 +52,7 @@ class PiCIEConfig:
     pca_init:bool = True           # start the FPN's laterals as a PCA of the training images' own features?
     stage_weights:tuple = None     # weight of each level in that PCA, finest first; None: see `pca_init_`
     whiten:float = 0.              # 0: PCA as it is, 1: all components of equal variance
+    residual:bool = False          # keep the PCA as it is, and learn what to add to it?
     # views
     brightness:float = .3          # strength of each colour operation of P
     contrast:float = .3            # "
@@ -82,6 +84,11 @@ class PiCIEConfig:
     init:str = "random"            # K-means start: "random" or "k-means++"
     n_init:int = 1                 # K-means restarts
     engine:str = "auto"            # K-means engine: "torch", "faiss" or "auto", see `kmeans`
+    # labels, see `TeacherCallback`
+    ema:float = 0.                 # share of itself that a slow teacher keeps at each step; 0: as `labels` says
+    sinkhorn:float = 0.            # temperature of a balanced assignment; 0: the nearest centroid
+    carry:bool = False             # start K-means from the centroids of the epoch before?
+    confident:float = 1.           # share of the pixels, the surest ones, that are learned
     # loss
     logits:str = "dot"             # what the softmax of the loss sees: "dot" or "cosine"
     tau:float = 1.                 # its temperature
@@ -93,6 +100,7 @@ class PiCIEConfig:
     readout:str = "dot"            # scores of pixels against centroids when the model is used
     merge_from:float = 9.          # the readout fits this multiple of K clusters and merges them to K; 1: it fits K
     merge_power:float = .5         # how much size counts in merging, see `merge_tree`
+    draws:int = 5                  # runs of K-means when training has ended, of which the most typical is kept, see `typical`
     # optimiser
     lr:float = 1e-3                # learning rate
     backbone_lr:float = 1.         # the backbone's learning rate, as a multiple of lr
@@ -113,6 +121,7 @@ class PiCIEConfig:
                              "the first two must be at least 1, label_scale positive")
         if self.overcluster > 1 and self.centroids == "epoch":
             raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
+        if self.residual and not self.pca_init: raise ValueError("residual=True keeps the PCA: use pca_init=True")
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
         if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
             raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
@@ -209,11 +218,15 @@ def cluster_callback(
     common = dict(size=size, photometric=P, geometric=Geometric(**pick("min_scale", "p_hflip", "rounded")),
         train_clusters=round(cfg.overcluster*cfg.n_clusters), merge_from=round(cfg.merge_from*cfg.n_clusters),
         merge_power=cfg.merge_power, **pick("n_clusters", "aux_clusters", "labels", "label_scale", "metric", "readout", "spherical", "balance", "batchnorm",
-               "n_pixels", "n_images", "n_iter", "init", "n_init", "engine"))
+               "n_pixels", "n_images", "n_iter", "init", "n_init", "engine", "draws"))
     habits = pick("fixed_views", "colours_first", "plain_crop", "init_images", "update_images", "cluster_batchnorm", "counts", "centroids")
+    teacher = pick("ema", "sinkhorn", "carry", "confident")
+    changed = lambda kw: [k for k, v in kw.items() if v != getattr(PiCIEConfig, k)]
+    if changed(teacher) and (cfg.mdc or changed(habits)):
+        raise ValueError(f"{changed(teacher)[0]} does not go with {'mdc' if cfg.mdc else changed(habits)[0]}: drop one of them")
     if cfg.mdc: return MDCCallback(parametric=cfg.parametric, **habits, **common)
-    plain = all(v == getattr(PiCIEConfig, k) for k, v in habits.items())
-    return ClusterCallback(**common) if plain else PublishedCallback(**habits, **common)
+    if changed(teacher): return TeacherCallback(**teacher, **common)
+    return PublishedCallback(**habits, **common) if changed(habits) else ClusterCallback(**common)
 
 def _plain_images(dls, n:int, size:int=None):
     "Up to `n` training images in batches, without augmentation, at the network's input size"
@@ -243,8 +256,9 @@ def picie_learner(
         overrides = {"batchnorm": "train", "freeze": 0, "labels": "snapshot", **overrides}
     cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
     size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
-    net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim).to(dls.device)
+    net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim, cfg.residual).to(dls.device)
     if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size), stage_weights=cfg.stage_weights, whiten=cfg.whiten)
+    if cfg.residual: net.fpn.laterals.requires_grad_(False)
     if cfg.freeze: freeze_(net.backbone, _freeze_at(net.backbone.strides, cfg.freeze))
     if cfg.fixed_views and getattr(dls, "crop", "center") == "random":
         warnings.warn("fixed_views needs the same square of an image in every epoch: use picie_dls(crop='center')")

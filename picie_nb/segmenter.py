@@ -207,7 +207,7 @@ _FORMAT = 1 # version of the file format
 @patch
 def header(self:Segmenter)->dict:
     "Everything but the arrays, ready for JSON"
-    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, size=self.size,
+    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, residual=self.net.fpn.residual is not None, size=self.size,
                 readout=self.readout, tau=self.tau, flip=self.flip, refine=self.refine,
                 names=list(self.labels.names), colors=self.labels.palette.tolist(), info=self.info)
 
@@ -258,7 +258,7 @@ def load(cls:Segmenter,
     mu = arrays.pop("centroids", None)
     if mu is None or mu.shape != (len(h["names"]), h["dim"]):
         raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
-    net = PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"])
+    net = PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"], h.get("residual", False))
     try: net.load_state_dict({k.removeprefix("net."): v for k, v in arrays.items()})
     except RuntimeError as e:
         why = str(e).splitlines()[1].strip()
