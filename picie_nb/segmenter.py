@@ -110,11 +110,15 @@ class Segmenter:
         info:dict=None, # anything worth keeping in the file: preset, score, data
         flip:bool=False, # average features with those of the mirror image? See `flipped`
         refine:int=0, # rounds of edge-aware refinement, see `refine`
+        groups=None, # class of each centroid, K numbers from 0, see `merged`; default: each is a class of its own
     ):
         self.net, self.centroids = net.eval(), centroids.detach().clone()
         self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
         self.flip, self.refine = bool(flip), int(refine)
-        k = len(centroids)
+        self.groups = None if groups is None else [int(g) for g in groups]
+        k = len(centroids) if groups is None else max(self.groups)+1
+        if groups is not None and (len(self.groups) != len(centroids) or set(self.groups) != set(range(k))):
+            raise ValueError(f"groups gives each of the {len(centroids)} centroids a class, numbered from 0 without gaps; got {self.groups}")
         self.labels = LabelSet(_unique_names(names, k), palette(k) if colors is None else colors, ignore=max(255, k))
 
     @property
@@ -134,7 +138,14 @@ def _unique_names(names, k:int)->list:
         res.append(name)
     return res
 
-# %% ../nbs/80_segmenter.ipynb #6cc4c003
+# %% ../nbs/80_segmenter.ipynb #368fb55b
+@patch
+def _grouped(self:Segmenter, s:Tensor)->Tensor:
+    "Of several centroids that are one class, the best score"
+    if self.groups is None: return s
+    members = [[i for i, g in enumerate(self.groups) if g == c] for c in range(len(self.labels))]
+    return torch.stack([s[:, m].amax(1) for m in members], 1)
+
 @patch
 @torch.no_grad()
 def _coarse(self:Segmenter, x:Tensor)->Tensor:
@@ -142,7 +153,7 @@ def _coarse(self:Segmenter, x:Tensor)->Tensor:
     if self.net.training: self.net.eval()
     x = x.to(self.device)
     z = flipped(self.net, x) if self.flip else F.normalize(self.net(x).float(), dim=1)
-    s = scores(z, self.centroids.to(z.device), self.readout)
+    s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
     return refined_scores(s, x, self.refine, self.tau).clamp_min_(1e-6).log_().mul_(self.tau) if self.refine else s
 
 @patch
@@ -201,6 +212,46 @@ def __call__(self:Segmenter,
     clusters, conf = (enlarge(o).cpu().numpy() for o in (clusters, conf))
     return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels)
 
+# %% ../nbs/80_segmenter.ipynb #bd9148fb
+@patch
+def _with(self:Segmenter, **changes)->Segmenter:
+    "A copy that shares the network"
+    kw = dict(size=self.size, readout=self.readout, tau=self.tau, names=list(self.labels.names), colors=self.labels.palette,
+              info=self.info, flip=self.flip, refine=self.refine, groups=self.groups)
+    return Segmenter(self.net, self.centroids, **{**kw, **changes})
+
+@patch
+def _number(self:Segmenter, cluster)->int:
+    "Number of a cluster that is given by number or by name"
+    names = list(self.labels.names)
+    if cluster in names: return names.index(cluster)
+    if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
+    raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, called {', '.join(names)}")
+
+@patch
+def named(self:Segmenter,
+    names:dict, # {cluster: name}, clusters by number or by their present name
+)->Segmenter:
+    "The same segmenter with other names"
+    new = list(self.labels.names)
+    for c, name in names.items(): new[self._number(c)] = str(name)
+    return self._with(names=new)
+
+@patch
+def merged(self:Segmenter,
+    classes:dict, # {name: clusters}, clusters by number or by their present name; the others stay as they are
+)->Segmenter:
+    "A segmenter with several clusters as one class"
+    names, owner = list(self.labels.names), {}
+    for name, clusters in classes.items():
+        for c in map(self._number, [clusters] if isinstance(clusters, (int, str)) else clusters):
+            if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} and of {name!r}: choose one")
+            owner[c] = str(name)
+    firsts = [c for c in range(len(names)) if c not in owner or owner[c] not in [owner.get(o) for o in range(c)]]
+    to = [next(i for i, f in enumerate(firsts) if f == c or c in owner and owner.get(f) == owner[c]) for c in range(len(names))]
+    groups = [to[g] for g in (self.groups or range(len(self.centroids)))]
+    return self._with(names=[owner.get(f, names[f]) for f in firsts], colors=self.labels.palette[firsts], groups=groups)
+
 # %% ../nbs/80_segmenter.ipynb #5f187d0e
 _FORMAT = 1 # version of the file format
 
@@ -208,7 +259,7 @@ _FORMAT = 1 # version of the file format
 def header(self:Segmenter)->dict:
     "Everything but the arrays, ready for JSON"
     return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, residual=self.net.fpn.residual is not None, size=self.size,
-                readout=self.readout, tau=self.tau, flip=self.flip, refine=self.refine,
+                readout=self.readout, tau=self.tau, flip=self.flip, refine=self.refine, groups=self.groups,
                 names=list(self.labels.names), colors=self.labels.palette.tolist(), info=self.info)
 
 # %% ../nbs/80_segmenter.ipynb #ff18d731
@@ -256,7 +307,11 @@ def load(cls:Segmenter,
     path = Path(path)
     h, arrays = _read(path)
     mu = arrays.pop("centroids", None)
-    if mu is None or mu.shape != (len(h["names"]), h["dim"]):
+    groups = h.get("groups")
+    if groups is not None and not (isinstance(groups, list) and all(isinstance(g, int) for g in groups)):
+        raise ValueError(f"{path}: the header has no valid 'groups'")
+    k = len(h["names"] if groups is None else groups)
+    if mu is None or mu.shape != (k, h["dim"]) or groups and max(groups) != len(h["names"])-1:
         raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
     net = PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"], h.get("residual", False))
     try: net.load_state_dict({k.removeprefix("net."): v for k, v in arrays.items()})
@@ -264,21 +319,51 @@ def load(cls:Segmenter,
         why = str(e).splitlines()[1].strip()
         raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {why}") from None
     return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
-               np.array(h["colors"], np.uint8), h["info"], h.get("flip", False), h.get("refine", 0))
+               np.array(h["colors"], np.uint8), h["info"], h.get("flip", False), h.get("refine", 0), groups)
 
-# %% ../nbs/80_segmenter.ipynb #7eadf7bd
-class _Graph(nn.Module):
-    "Images to clusters and confidence, as ONNX shall see it"
+# %% ../nbs/80_segmenter.ipynb #257902da
+class _Core(nn.Module):
+    "Images at the network's size to scores of the classes, as ONNX shall see it"
     def __init__(self, seg):
         super().__init__()
-        self.net, self.readout, self.tau = seg.net, seg.readout, seg.tau
+        self.net, self.readout, self.grouped = seg.net, seg.readout, seg._grouped
         self.register_buffer("mu", seg.centroids)
 
-    def forward(self, x):
-        s = scores(F.normalize(self.net(x), dim=1), self.mu, self.readout)
-        s = F.interpolate(s, x.shape[-2:], mode="bilinear", align_corners=False)
-        best, clusters = s.max(1)
-        return clusters, ((s-best[:, None])/self.tau).exp().sum(1).reciprocal()
+    def forward(self, x): return self.grouped(scores(F.normalize(self.net(x), dim=1), self.mu, self.readout))
+
+def _around(model, size:int, tau:float):
+    "Add to a graph from `resized` to `scores` what leads from `images` to `clusters` and `confidence`"
+    from onnx import helper, numpy_helper, TensorProto
+    g, nodes = model.graph, []
+    def op(kind, ins, out, **kw): nodes.append(helper.make_node(kind, ins, [out], **kw)); return out
+    def const(v, dtype=np.float32):
+        name = f"around.{len(g.initializer)}"
+        g.initializer.append(numpy_helper.from_array(np.array(v, dtype), name))
+        return name
+    def part(x, i, j, out): return op("Slice", [x, const([i], np.int64), const([j], np.int64)], out)
+    # the size at which images enter the network, as in `_tensor`
+    op("Shape", ["images"], "shape")
+    hw = op("Cast", [part("shape", 2, 4, "hw")], "hw_float", to=TensorProto.FLOAT)
+    low, high = (op(f"Reduce{o}", [hw], f"side_{o}", keepdims=0) for o in ("Min", "Max"))
+    scale = op("Min", [op("Div", [const(size), low], "scale_low"), op("Div", [const(8*size), high], "scale_high")], "scale")
+    four = op("Round", [op("Div", [op("Mul", [hw, scale], "wanted"), const(4)], "fours")], "fours_round")
+    small = op("Cast", [op("Max", [op("Mul", [four, const(4)], "wanted_round"), const(4)], "small_float")], "small", to=TensorProto.INT64)
+    op("Resize", ["images", "", "", op("Concat", [part("shape", 0, 2, "bc"), small], "small_shape", axis=0)], "resized",
+       mode="linear", antialias=1, coordinate_transformation_mode="half_pixel")
+    nodes.extend(g.node)
+    # scores at the size of the images, the best of them, and how sure it is
+    op("Shape", ["scores"], "scores_shape")
+    large = op("Resize", ["scores", "", "", op("Concat", [part("scores_shape", 0, 2, "bk"), "hw"], "large_shape", axis=0)], "large",
+               mode="linear", coordinate_transformation_mode="half_pixel")
+    op("ArgMax", [large], "clusters", axis=1, keepdims=0)
+    op("ReduceMax", [op("Softmax", [op("Div", [large, const(tau)], "logits")], "probabilities", axis=1), const([1], np.int64)], "confidence", keepdims=0)
+    for o in (g.node, g.input, g.output): del o[:]
+    g.node.extend(nodes)
+    value = lambda name, dtype, shape: helper.make_tensor_value_info(name, dtype, shape)
+    g.input.append(value("images", TensorProto.FLOAT, ["batch", 3, "height", "width"]))
+    g.output.extend([value("clusters", TensorProto.INT64, ["batch", "height", "width"]),
+                     value("confidence", TensorProto.FLOAT, ["batch", "height", "width"])])
+    return model
 
 # %% ../nbs/80_segmenter.ipynb #11b53edb
 @patch
@@ -291,15 +376,14 @@ def to_onnx(self:Segmenter,
     if self.flip or self.refine: raise ValueError("to_onnx writes the network alone: set flip=False and refine=0 before")
     path, p = Path(path), self.net.backbone.pad_to
     path.parent.mkdir(parents=True, exist_ok=True)
-    graph = _Graph(copy.deepcopy(self)).cpu().eval()
+    core = _Core(copy.deepcopy(self)).cpu().eval()
     sides = {0: "batch", 2: "height", 3: "width"}
     with _replacing(path) as tmp, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(graph, (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
-                          input_names=["images"], output_names=["clusters", "confidence"],
-                          dynamic_axes=dict(images=sides, clusters={0: "batch", 1: "height", 2: "width"},
-                                            confidence={0: "batch", 1: "height", 2: "width"}))
-        model = onnx.load(tmp)
+        torch.onnx.export(core, (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
+                          input_names=["resized"], output_names=["scores"], dynamic_axes=dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"}))
+        model = _around(onnx.load(tmp), self.size, self.tau)
+        onnx.checker.check_model(model)
         model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
         onnx.save(model, tmp)
     return path

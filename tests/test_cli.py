@@ -66,6 +66,17 @@ def test_segment_folder(trained, tmp_path):
     assert [o["cluster"] for o in json.loads((tmp_path/"out"/"legend.json").read_text())] == list(range(8))
 
 
+def test_gallery_and_export(trained, tmp_path):
+    world, _ = trained
+    res = run("picie-gallery", world/"m.safetensors", world/"test"/"images", "--out", tmp_path/"g.html", "--patches", "2")
+    page = (tmp_path/"g.html").read_text()
+    assert res.returncode == 0 and page.count("<section") == 8 and "<script" not in page, res.stderr
+    res = run("picie-export", world/"m.safetensors", tmp_path/"named.safetensors", "--names", "0=road,3=sky,5=road")
+    assert res.returncode == 0 and "road" in res.stdout, res.stderr
+    res = run("picie-segment", tmp_path/"named.safetensors", world/"test"/"images", "--out", tmp_path/"out")
+    assert res.returncode == 0 and [o["name"] for o in json.loads((tmp_path/"out"/"legend.json").read_text())][0] == "road", res.stderr
+
+
 def test_evaluate(world, tmp_path):
     "Predictions that nobody here made: a shifted copy of the truth, 16 bits, against the masks; and a worse one"
     rng = np.random.default_rng(0)
@@ -104,6 +115,8 @@ def test_evaluate(world, tmp_path):
     (["picie-train", "{w}/train/images/00000.png", "--no-pretrained", "--size", "32"], "one image is too few"),
     (["picie-segment", "{w}/none.safetensors", "{w}/test/images"], "none.safetensors"),
     (["picie-segment", "{w}/train/masks/00000.png", "{w}/test/images"], "not a complete safetensors"),
+    (["picie-gallery", "{w}/none.safetensors", "{w}/test/images"], "none.safetensors"),
+    (["picie-export", "{w}/none.safetensors", "{w}/m.onnx"], "none.safetensors"),
     (["picie-evaluate", "{w}/test/masks", "{w}/test/masks"], "which classes?"),
     (["picie-evaluate", "{w}/test/masks", "{w}/test/masks", "--protocol", "coco"], "picie-coco27-320"),
     (["picie-evaluate", "{w}/test/masks", "{w}/train/masks", "--labels", "toyscenes"], "4 of 8 truths have no prediction"),
