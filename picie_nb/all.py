@@ -16,6 +16,8 @@ from .probes import *
 from .selection import *
 from .callback import *
 from .variants import *
+from .teachers import *
 from .learner import *
 from .segmenter import *
-from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check
+from .gallery import *
+from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check, picie_gallery, picie_export

@@ -173,7 +173,8 @@ class Similar:
         import matplotlib.pyplot as plt
         n = min(n, len(self.matches))
         fig, axs = plt.subplots(1, 2+n, figsize=(3.2+1.35*n, 2), squeeze=False, width_ratios=[1.6, 1.6]+[1]*n)
-        axs[0, 0].imshow(self.image); axs[0, 0].plot(*self.point, "o", ms=7, mfc="none", mec="white", mew=2)
+        axs[0, 0].imshow(self.image)
+        for color, width in (("black", 4), ("white", 2)): axs[0, 0].plot(*self.point, "o", ms=8, mfc="none", mec=color, mew=width)
         axs[0, 1].imshow(self.heat, cmap="magma", vmin=0, vmax=1)
         for ax, p in zip(axs[0, 2:], self.matches): ax.imshow(p.image); ax.set_title(f"{p.margin:.2f}", fontsize=8)
         for ax in axs[0]: ax.set(xticks=[], yticks=[])
