@@ -151,6 +151,15 @@ def _changes(config:str)->dict:
         except (ValueError, SyntaxError): res[name.strip()] = value.strip()
     return res
 
+def _sound(folder):
+    "`folder`, or the list of its images that can be read if there are others; those are named"
+    from picie_nb.data import image_files, readable
+    good, bad = readable(image_files(folder))
+    for why in list(bad.values())[:10]: print(f"skipped: {why}", file=sys.stderr)
+    if len(bad) > 10: print(f"skipped: {len(bad)-10} more", file=sys.stderr)
+    if not good: raise ValueError(f"{folder}: none of {len(bad)} images can be read")
+    return good if bad else folder
+
 def _dataset(images, dataset, valid, masks, labels, splits, kw):
     "DataLoaders, and what a score must say about the data"
     from picie_nb import datasets
@@ -159,7 +168,7 @@ def _dataset(images, dataset, valid, masks, labels, splits, kw):
         if splits: raise ValueError("--splits is a choice of --dataset cityscapes")
         if masks and not labels:
             raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11")
-        return picie_dls(images, valid=valid or .1, masks=masks, labels=labels, **kw), {}
+        return picie_dls(_sound(images), valid=_sound(valid) if valid else .1, masks=masks, labels=labels, **kw), {}
     makers = {k: getattr(datasets, k) for k in ("cocostuff", "cityscapes", "camvid", "pascal")}
     makers["auto"] = datasets.open_dataset
     if dataset not in makers: raise ValueError(f"--dataset {dataset}: use one of {', '.join(makers)}")

@@ -1,5 +1,5 @@
 "The commands as processes, on a small world on disk."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
@@ -64,6 +64,14 @@ def test_segment_folder(trained, tmp_path):
     assert png.size == (90, 30) and png.mode == "P" and np.asarray(png).max() < 8
     assert (tmp_path/"out"/"deep"/"wide.overlay.jpg").exists()
     assert [o["cluster"] for o in json.loads((tmp_path/"out"/"legend.json").read_text())] == list(range(8))
+
+
+def test_train_skips_broken(world, tmp_path):
+    "A photo that is cut short is named and left out; it does not end a training"
+    shutil.copytree(world/"train"/"images", tmp_path/"photos")
+    (tmp_path/"photos"/"cut.png").write_bytes((tmp_path/"photos"/"00000.png").read_bytes()[:200])
+    res = run("picie-train", tmp_path/"photos", "--out", tmp_path/"m.safetensors", *SMALL)
+    assert res.returncode == 0 and "skipped" in res.stderr and "cut.png" in res.stderr and (tmp_path/"m.safetensors").exists(), res.stderr
 
 
 def test_gallery_and_export(trained, tmp_path):
