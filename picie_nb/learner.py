@@ -34,7 +34,7 @@ from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
 from .callback import ClusterCallback, ClusterLoss
 from .variants import PublishedCallback, MDCCallback, MDCLoss
 from .teachers import TeacherCallback
-from .segmenter import Segmenter
+from .segmenter import ClusterTree, Segmenter
 
 # %% ../nbs/71_learner.ipynb #b574d02b
 @dataclass
@@ -425,3 +425,15 @@ def segmenter(self:PiCIELearner,
     info = dict(config=config, epochs=len(self.history()))
     return Segmenter(net, self.cluster.mu_eval.cpu(),
                      size=getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)
+
+# %% ../nbs/71_learner.ipynb #0b5df561
+@patch
+def cluster_tree(self:PiCIELearner,
+    n_leaves:int=100, # small clusters to begin with
+)->ClusterTree:
+    "All numbers of clusters at once, from one pass over the training images"
+    model = getattr(self.model, "module", self.model)
+    z, = self.cluster.sample(model.eval(), augment=False, least=256)
+    if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only {len(z)} points: use fewer")
+    r, base = self.cluster.kmeans(z, max(n_leaves, self.cluster.n_clusters)), self.segmenter()
+    return ClusterTree(base.net, r.centroids, r.counts, self.config.merge_power, size=base.size, readout=base.readout, info=base.info)
