@@ -1,8 +1,9 @@
 """Recipes x seeds x data sets: which choices help? One file for each run, so that a study can be stopped and goes on.
 
-    python bench/study.py                                # all recipes, seeds 0 1 2, on CamVid where it is, else on drawn scenes
+    python bench/study.py                                   # all recipes, seeds 0 1 2, on CamVid where it is, else on drawn scenes
     python bench/study.py improved official --seeds 0 --data toy
-    python bench/study.py improved official --test       # score the test images too, with the networks that were trained
+    python bench/study.py start improved --data ~/cocostuff # any data set whose layout is known
+    python bench/study.py improved official --test          # score the test images too, with the networks that were trained
 
 Decide by `dev`: labelled images that training has never seen the masks of (CamVid: val and train). Test images are for the table that is
 reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
@@ -56,9 +57,17 @@ def folders(data):
     return {s: (root/s/"images", root/s/"masks") for s in sets}, sets["train"].labels
 
 
-def loaders(data, split, seed, size):
+def source(data, split):
+    "Images to train on, images to score, their masks, label set"
+    if data not in ("camvid", "toy"): # a folder in a known layout; its own split for training is the one that is called train
+        ds = open_dataset(data)
+        return ds.train, ds.train if split == "train" else ds.valid, ds.mask_of, ds.labels
     dirs, labels = folders(data)
-    (train, _), (images, masks) = dirs["train"], dirs[split]
+    return dirs["train"][0], *dirs[split], labels
+
+
+def loaders(data, split, seed, size):
+    train, images, masks, labels = source(data, split)
     return picie_dls(train, size=size, bs=16, valid=images, masks=masks, labels=labels, seed=seed)
 
 
@@ -78,7 +87,7 @@ def watch(learn):
     return res
 
 
-def path(data, row, seed): return HERE/"study"/f"{data}-{row}-{seed}.json"
+def path(data, row, seed): return HERE/"study"/f"{Path(data).name}-{row}-{seed}.json"
 
 
 def run(data, row, seed, epochs, size, test, look):
@@ -89,7 +98,7 @@ def run(data, row, seed, epochs, size, test, look):
     epochs, size, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("size", size), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
     weights = efficientnet_lite0_weights() if backbone == "tf_efficientnet_lite0" else DINOV2
     seed_all(seed)
-    learn = picie_learner(loaders(data, "val", seed, size), backbone, len(folders(data)[1]), weights=weights, **kw)
+    learn = picie_learner(loaders(data, "val", seed, size), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
     net, ds = out.with_suffix(".safetensors"), {}
     if res: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
     else:
@@ -122,12 +131,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("rows", nargs="*", help=f"recipes: {' '.join(ROWS)}; default all")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--data", choices=("camvid", "toy"), default="camvid" if CAMVID.is_dir() else "toy")
+    p.add_argument("--data", default="camvid" if CAMVID.is_dir() else "toy", help="camvid, toy, or a folder in a layout that open_dataset knows")
     p.add_argument("--epochs", type=int, default=6)
     p.add_argument("--size", type=int, default=160, help="short side of the images, in pixels")
     p.add_argument("--watch", action="store_true", help="score every epoch, by masks of val and without masks")
     p.add_argument("--test", action="store_true", help="score the test images as well")
     a = p.parse_args()
+    if a.data not in ("camvid", "toy") and not Path(a.data).is_dir(): p.error(f"--data {a.data}: camvid, toy, or a folder")
     for r in a.rows:
         if r not in ROWS: p.error(f"no recipe {r!r}: there are {', '.join(ROWS)}")
     for seed in a.seeds:

@@ -33,6 +33,7 @@ class TeacherCallback(ClusterCallback):
         if (ema or sinkhorn or confident < 1) and self.labels == "current":
             raise ValueError("labels='current' has no teacher: ema, sinkhorn and confident need one")
         if ema: self.labels = "snapshot" # new centroids each epoch
+        if carry and self.labels == "start": raise ValueError("carry has nothing to carry on with labels='start', which clusters once: use labels='snapshot' or ema")
 
 # %% ../nbs/73_teachers.ipynb #528404c5
 @patch
