@@ -248,9 +248,9 @@ def merged(self:Segmenter,
         for c in map(self._number, [clusters] if isinstance(clusters, (int, str)) else clusters):
             if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} and of {name!r}: choose one")
             owner[c] = str(name)
-    firsts = [c for c in range(len(names)) if c not in owner or owner[c] not in [owner.get(o) for o in range(c)]]
-    to = [next(i for i, f in enumerate(firsts) if f == c or c in owner and owner.get(f) == owner[c]) for c in range(len(names))]
-    groups = [to[g] for g in (self.groups or range(len(self.centroids)))]
+    first = [next(o for o in range(c+1) if o == c or o in owner and owner[o] == owner.get(c)) for c in range(len(names))]
+    firsts = sorted(set(first)) # each class stands where its first cluster stood
+    groups = [firsts.index(first[g]) for g in (self.groups or range(len(self.centroids)))]
     return self._with(names=[owner.get(f, names[f]) for f in firsts], colors=self.labels.palette[firsts], groups=groups)
 
 # %% ../nbs/80_segmenter.ipynb #f9782fb0
