@@ -281,7 +281,7 @@ def picie_gallery(
     out, seg = _writable(out, "--out"), Segmenter.load(model)
     gallery = cluster_gallery(seg, [f for f, _ in _jobs(paths)], n=patches, max_images=max_images)
     gallery.to_html(out, title=f"Clusters of {Path(model).name}")
-    print(f"wrote {out}: {len(seg.labels)} clusters in {gallery.n_images} images")
+    print(f"wrote {out}: {len(seg.labels)} clusters in {gallery.n_images} image{'s'*(gallery.n_images != 1)}")
     for why in gallery.failed.values(): print(f"skipped: {why}", file=sys.stderr)
     return 1 if gallery.failed else 0
 

@@ -151,7 +151,7 @@ def to_html(self:ClusterGallery,
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
             f'<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>'
-            f'<p>{len(labels)} clusters in {self.n_images} images, the largest first. Patches are the places where a cluster wins by the largest margin.</p>{body}</body></html>')
+            f'<p>{len(labels)} clusters in {self.n_images} image{"s"*(self.n_images != 1)}, the largest first. Patches are the places where a cluster wins by the largest margin.</p>{body}</body></html>')
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return path
