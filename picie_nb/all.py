@@ -17,6 +17,7 @@ from .selection import *
 from .callback import *
 from .variants import *
 from .teachers import *
+from .checkpoint import *
 from .learner import *
 from .segmenter import *
 from .gallery import *

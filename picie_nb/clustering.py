@@ -109,6 +109,7 @@ def _reseed_(mu, z, y, counts, generator=None):
     left = counts.clone()
     for e in (counts == 0).nonzero()[:,0].tolist():
         big = left.argmax()
+        if not left[big]: break # more empty clusters than points to give them
         members = (y == big).nonzero()[:,0]
         d = _d2(z[members], mu[big])
         if d.max() > 0: mu[e] = z[members[_pick(d, generator)]][0]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace, asdict
 from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastai.callback.schedule import ParamScheduler
@@ -34,6 +34,7 @@ from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
 from .callback import ClusterCallback, ClusterLoss
 from .variants import PublishedCallback, MDCCallback, MDCLoss
 from .teachers import TeacherCallback
+from .checkpoint import CheckpointCallback
 from .segmenter import ClusterTree, Segmenter
 
 # %% ../nbs/71_learner.ipynb #b574d02b
@@ -167,13 +168,19 @@ def reuse_memory():
 class PiCIELearner(Learner):
     "A fastai `Learner` that trains by PiCIE; made by `picie_learner`"
     config:PiCIEConfig = None
+    first_epoch = 0 # more, if training goes on from a checkpoint
     def fit(self,
         n_epoch:int, # number of epochs
         lr=None, # learning rate, default the configuration's
         wd=None, # weight decay, default the configuration's
         cbs=None, # callbacks for this fit only
+        checkpoint=None, # folder to keep all that is needed to go on after every epoch, see `CheckpointCallback`
+        resume:bool=False, # go on from what `checkpoint` holds, if anything?
         **kwargs):
         "Train; the learning rate follows `config.schedule`"
+        self.first_epoch = 0
+        if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume)
+        elif resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
         if isinstance(lr, float): lr = [lr*self.config.backbone_lr, lr]
         if n_epoch < 1: raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")
         scheduled = any(isinstance(c, ParamScheduler) for c in L(cbs))
@@ -183,7 +190,10 @@ class PiCIELearner(Learner):
 
     def _do_fit(self):
         on_cpu = next(self.model.parameters()).device.type == "cpu"
-        with reuse_memory() if on_cpu else nullcontext(): super()._do_fit()
+        with reuse_memory() if on_cpu else nullcontext():
+            for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
+                self.epoch = epoch
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
     def load(self, *args, **kwargs):
         "As fastai's; other weights need other centroids, which are found when they are next used"
