@@ -55,7 +55,7 @@ class _Pictures(w.GridBox):
         super().__init__([w.VBox(o) for o in zip(self.images, self.titles)], layout=w.Layout(grid_template_columns=f"repeat({cols}, max-content)", grid_gap="4px 10px"))
 
     def update(self, pairs):
-        for im, title, (text, picture) in zip(self.images, self.titles, pairs): im.value, title.value, im.tooltip = _bytes(picture), text, text
+        for im, title, (text, picture) in zip(self.images, self.titles, pairs): im.value, title.value = _bytes(picture), text
 
 def _slider(name, value, lo, hi, step=1):
     "A slider for whole numbers or, with a smaller step, for any"
@@ -163,12 +163,14 @@ class CutImage:
         "The image with K clusters"
         return self.tree.at(k)(self.image)
 
-# %% ../nbs/82_widgets.ipynb #7b953d97
+# %% ../nbs/82_widgets.ipynb #4c97c5a6
+def _percent(s): return f"{s:.0%}" if s >= .005 else "&lt;1%"
+
 def _legend(seg):
     "Clusters of an image with their colours and shares, as HTML"
     colors = dict(zip(seg.labels.names, seg.labels.palette.tolist()))
-    return "".join(f'<div style="white-space:nowrap"><span style="display:inline-block;width:1em;height:1em;border-radius:.2em;vertical-align:-.1em;'
-                   f'margin-right:.4em;background:rgb({",".join(map(str, colors[n]))})"></span>{html.escape(n)} {s:.0%}</div>' for n, s in seg.shares().items())
+    return "".join(f'<div style="white-space:nowrap;line-height:1.5"><span style="display:inline-block;width:1em;height:1em;border-radius:.2em;vertical-align:-.1em;'
+                   f'margin-right:.4em;background:rgb({",".join(map(str, colors[n]))})"></span>{html.escape(n)} {_percent(s)}</div>' for n, s in seg.shares().items())
 
 # %% ../nbs/82_widgets.ipynb #f49719b0
 def choose_k(
@@ -189,7 +191,7 @@ def choose_k(
     def redraw():
         seg = cut.at(slider.value)
         picture.value, legend.value = _bytes(seg.overlay()), _legend(seg)
-        text.value = picture.tooltip = f"K = {slider.value}: {len(seg.shares())} clusters occur in this image"
+        text.value = f"K = {slider.value}: {len(seg.shares())} clusters occur in this image"
     _on_change([slider], redraw)
     return _Panel("choose_k", f"a slider for K from {low} to {high}", [w.HBox([slider, text]), w.HBox([picture, legend], layout=w.Layout(grid_gap="16px"))],
                   k=slider, picture=picture, text=text, legend=legend)
@@ -309,7 +311,7 @@ def _name_rows(gallery, fields):
     "For each cluster, the largest first: colour, patches, text field, share"
     def row(k, strip):
         chip = w.Label(style=dict(background="#%02x%02x%02x" % tuple(gallery.segmenter.labels.palette[k])), layout=w.Layout(width="28px", height="56px"))
-        patches = w.Image(value=_bytes(strip), format="jpeg", tooltip=f"typical patches of cluster {k}", layout=w.Layout(height="56px", width=f"{strip.width//2}px"))
+        patches = w.Image(value=_bytes(strip), format="jpeg", layout=w.Layout(height="56px", width=f"{strip.width//2}px"))
         return w.HBox([chip, patches, fields[k], w.Label(f"{gallery.shares[k]:.0%} of all pixels")], layout=w.Layout(align_items="center"))
     strips = patch_strips(gallery)
     return [row(k, strips[k]) for k in np.argsort(-gallery.shares, kind="stable")]
