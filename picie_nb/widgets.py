@@ -155,13 +155,13 @@ class CutImage:
         image, # path, PIL image, array or tensor, as for `Segmenter`
         side:int=320, # larger images are made smaller, to this short side or that of the network's images
     ):
-        self.tree, self.image = _remembering(tree), _picture(image, max(side, tree.at(1).size))
+        self.tree, self._once, self.image = tree, _remembering(tree), _picture(image, max(side, tree.at(1).size))
 
     def at(self,
         k:int, # number of clusters
     )->Segmentation:
         "The image with K clusters"
-        return self.tree.at(k)(self.image)
+        return self._once.at(k)(self.image)
 
 # %% ../nbs/82_widgets.ipynb #4c97c5a6
 def _percent(s): return f"{s:.0%}" if s >= .005 else "&lt;1%"
@@ -193,7 +193,7 @@ def choose_k(
         picture.value, legend.value = _bytes(seg.overlay()), _legend(seg)
         text.value = f"K = {slider.value}: {len(seg.shares())} clusters occur in this image"
     _on_change([slider], redraw)
-    return _Panel("choose_k", f"a slider for K from {low} to {high}", [w.HBox([slider, text]), w.HBox([picture, legend], layout=w.Layout(grid_gap="16px"))],
+    return _Panel("choose_k", f"a slider for K from {low} to {high}", [w.HBox([slider, text]), w.HBox([picture, legend], layout=w.Layout(align_items="flex-start", grid_gap="16px"))],
                   k=slider, picture=picture, text=text, legend=legend)
 
 # %% ../nbs/82_widgets.ipynb #37d007fa
@@ -293,8 +293,9 @@ def name_clusters(
     gallery, labels = cluster_gallery(segmenter, images, n), segmenter.labels
     names = [w.Text(name, description=f"cluster {k}") for k, name in enumerate(labels.names)]
     save, status = w.Button(description="save", button_style="primary"), w.Label()
+    unread = [w.Label(f"{len(gallery.failed)} of {len(gallery.failed)+gallery.n_images} images could not be read")] if gallery.failed else []
     panel = _Panel("name_clusters", "a text field for the name of each cluster, and a button to save",
-                   [*_name_rows(gallery, names), w.HBox([save, status])], names=names, save=save, status=status, segmenter=segmenter)
+                   [*_name_rows(gallery, names), *unread, w.HBox([save, status])], names=names, save=save, status=status, segmenter=segmenter)
     def typed(): return [o.value.strip() or old for o, old in zip(names, labels.names)]
     def write(_):
         try:

@@ -25,6 +25,7 @@ def jupyter_lab(folder):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     env = {**os.environ, **{k: str(d) for k, d in dirs.items()}, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    env.pop("MPLBACKEND", None) # the tests' own, see conftest.py; figures belong into the notebook
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
     with open(folder/"lab.log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
@@ -99,6 +100,8 @@ def check_k(page, shoot):
     until(lambda: panel.get_by_text("K = 9: ").count(), "K = 9")
     handle(panel).press("End")
     until(lambda: panel.get_by_text("K = 30: ").count() and src(picture) != before, "K = 30")
+    box = picture.bounding_box()
+    assert abs(box["width"]-box["height"]) < 8, "the legend does not stretch the picture, which is a square"
     n = int(re.search(r"K = 30: (\d+) clusters", panel.inner_text())[1])
     until(lambda: panel.get_by_text(re.compile(r"^cluster \d+ <?\d+%$")).count() == n, "the legend")
     shoot(panel, "choose_k")
