@@ -21,4 +21,5 @@ from .checkpoint import *
 from .learner import *
 from .segmenter import *
 from .gallery import *
+from .widgets import *
 from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check, picie_gallery, picie_export

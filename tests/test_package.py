@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["callback", "segmenter", "protocols", "datasets", "selection"], ["variants", "teachers", "checkpoint", "evaluation", "gallery"], ["probes"], ["learner"], ["cli"]]
-WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "fpn", "segmenter", "gallery"]
+LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["callback", "segmenter", "protocols", "datasets", "selection"], ["variants", "teachers", "checkpoint", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
+WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "fpn", "segmenter", "gallery", "widgets"]
 
 
 def python(code, *args, **kw):
