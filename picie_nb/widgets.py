@@ -134,7 +134,7 @@ def explore_views(
 # %% ../nbs/82_widgets.ipynb #dc7790ad
 class _Once(nn.Module):
     "A network that computes each input once"
-    def __init__(self, net): super().__init__(); self.net, self.seen = net, []
+    def __init__(self, net): super().__init__(); self.net, self.backbone, self.seen = net, net.backbone, []
     def forward(self, x):
         for o, z in self.seen:
             if o.shape == x.shape and torch.equal(o, x): return z
