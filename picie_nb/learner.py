@@ -27,6 +27,7 @@ from .transforms import Photometric, Geometric
 from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
 from .clustering import scores, upsampled_argmax
+from .merging import stability
 from .refine import flipped, refined_scores
 from .selection import label_free
 from .losses import PiCIELoss
@@ -447,3 +448,16 @@ def cluster_tree(self:PiCIELearner,
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only {len(z)} points: use fewer")
     r, base = self.cluster.kmeans(z, max(n_leaves, self.cluster.n_clusters)), self.segmenter()
     return ClusterTree(base.net, r.centroids, r.counts, self.config.merge_power, size=base.size, readout=base.readout, info=base.info)
+
+# %% ../nbs/71_learner.ipynb #6220a832
+@patch
+def stability(self:PiCIELearner,
+    ks=range(2, 31), # numbers of clusters to try
+    n_leaves:int=100, # clusters before merging
+    **kwargs # of `picie_nb.merging.stability`: n_draws, n_points, generator
+)->dict: # {K: stability, at most 1}
+    "How well do clusters of different halves of the training images agree, for each K?"
+    model, zs = getattr(self.model, "module", self.model).eval(), []
+    for n, (z,) in self.cluster.stream(model, augment=False, least=256): zs.append(z.view(n, -1, z.shape[1]))
+    z = torch.cat(zs)
+    return stability(z.flatten(0, 1), ks, z.shape[1], n_leaves, **kwargs)
