@@ -8,26 +8,36 @@ Docs: https://picie-nb.github.io/picie_nb/cli.html.md"""
 __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'picie_segment', 'picie_gallery', 'picie_export',
            'picie_evaluate', 'picie_demo']
 
-# %% ../nbs/90_cli.ipynb #8a39d008
-import json, os, random, re, sys, time, warnings, numpy as np, torch
+# %% ../nbs/90_cli.ipynb #77a60989
+import inspect, io, json, os, random, re, shutil, sys, tempfile, time, warnings, numpy as np, torch
+from contextlib import nullcontext, redirect_stdout
+from contextvars import ContextVar
 from functools import partial, wraps
 from pathlib import Path
 from fastcore.script import call_parse, is_cli, CliError
 
-# %% ../nbs/90_cli.ipynb #b742de53
+# %% ../nbs/90_cli.ipynb #49fe4bbd
+_output = ContextVar("output", default=None) # where reports go while nothing else is said
+
 def command(f):
-    "Make `f` a shell command whose mistakes end in one clear line; set PICIE_TRACEBACK=1 to see all of it"
+    "Make `f` a shell command that can be quiet and whose mistakes end in one clear line; set PICIE_TRACEBACK=1 to see all of it"
+    name = f.__name__.replace("_", "-")
     @wraps(f)
     def _f(*args, **kwargs):
         if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages
-        try: return f(*args, **kwargs)
-        except KeyboardInterrupt:
+        given = inspect.signature(f).bind(*args, **kwargs).arguments
+        silent, before = given.get("quiet") or given.get("json") == "-", _output.set(sys.stdout)
+        try:
+            with redirect_stdout(io.StringIO()) if silent else nullcontext(): return f(*args, **kwargs)
+        except KeyboardInterrupt as e:
             if not is_cli(cmd): raise
-            raise CliError(f"{f.__name__.replace('_', '-')}: stopped") from None
+            print(f"{name}: {str(e) or 'stopped'}", file=sys.stderr)
+            return 130
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
             if not is_cli(cmd) or os.environ.get("PICIE_TRACEBACK"): raise
-            text = str(e) if "\n├" in str(e) else " ".join(str(e).split()) # a drawn folder tree keeps its lines
-            raise CliError(f"{f.__name__.replace('_', '-')}: {text}") from None
+            text = re.sub(r"^Exception occured in `\w+` when calling event `\w+`:\s*", "", str(e)) # fastai's
+            raise CliError(f"{name}: {text if chr(10)+'├' in text else ' '.join(text.split())}") from None # a drawn folder tree keeps its lines
+        finally: _output.reset(before)
     cmd = call_parse(_f)
     return cmd
 
@@ -47,20 +57,22 @@ def table_row(
 # %% ../nbs/90_cli.ipynb #83d52920
 COLUMNS = ["epoch", "within", "cross", "clusters", "accuracy", "miou", "seconds"]
 
-def _fit(learn, epochs:int, scores:dict, say=partial(print, flush=True))->list:
+def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
     "Train with one printed row for each epoch, below the rows of `scores`. Returns the history"
     from fastai.callback.core import Callback
-    class Rows(Callback):
-        order = 70 # after the Recorder
-        def before_epoch(self): self.start = time.perf_counter()
-        def after_epoch(self):
-            row = {**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start}
-            say(table_row({**row, "seconds": f"{row['seconds']:.0f}"}, names))
-            rows.append(row)
+    def say(row):
+        print(table_row({**row, **({"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {})}, names), flush=True)
+        if "cross" in row: rows.append(row)
+    class PrintRows(Callback):
+        order = 95 # after the Recorder and what a checkpoint brings back
+        def before_epoch(self):
+            self.start = time.perf_counter()
+            for i, row in enumerate(self.learn.history()[len(rows):], 1): say({**row, "epoch": i}) # of an earlier process
+        def after_epoch(self): say({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start})
     rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
-    say(" ".join(f"{n:>10}" for n in names))
-    for name, s in scores.items(): say(table_row({"epoch": name, "accuracy": s.acc, "miou": s.miou}, names))
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=Rows())
+    print(" ".join(f"{n:>10}" for n in names))
+    for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=PrintRows(), **kwargs)
     return rows
 
 def _seed(seed:int):
@@ -68,8 +80,9 @@ def _seed(seed:int):
     random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
 
 def _write_json(path, obj):
-    "Write JSON through a temporary file, so that the target is whole or absent"
+    "Write JSON through a temporary file, so that the target is whole or absent; to the output if `path` is -"
     from picie_nb.segmenter import _replacing
+    if str(path) == "-": return print(json.dumps(obj, indent=1, allow_nan=False), file=_output.get() or sys.stdout)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, allow_nan=False)+"\n")
@@ -77,6 +90,7 @@ def _write_json(path, obj):
 
 def _writable(path, what:str)->Path:
     "`path` if a file can be made there; better to know before an hour of training than after"
+    if str(path) == "-": return path
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +120,23 @@ def picie_train(
     seed:int=0, # seed of all randomness
     draws:int=5, # K-means draws that a score is averaged over
     out:str="segmenter.safetensors", # where to write the segmenter
-    json:str=None, # where to write a report as JSON
+    resume:bool=False, # go on with a training that was stopped?
+    json:str=None, # where to write a report as JSON; - for the output
+    quiet:bool=False, # say nothing but complaints?
     num_workers:int=0, # processes that load images
 ):
     "Train a segmenter on a folder of images, without labels"
+    from picie_nb.checkpoint import _found
+    from picie_nb.gallery import contact_sheet
     from picie_nb.learner import picie_config, picie_learner
     changes = _changes(config)
     fixed = picie_config(preset, n_clusters=clusters, **changes).fixed_views
     for name, n in dict(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws).items():
         if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
-    start = time.perf_counter()
+    start, run = time.perf_counter(), out.with_suffix(".run")
+    if _found(run) and not resume: raise ValueError(f"{run} holds a training that was stopped: go on with --resume, or delete that folder to start again")
+    if resume and not _found(run): print(f"{run} holds no checkpoint: starting from the beginning")
     _seed(seed)
     kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample, seed=seed,
               crop="center" if fixed else "random", valid_crop="center" if square else None)
@@ -130,12 +150,18 @@ def picie_train(
     scored = any(hasattr(m, "cm") for m in learn.metrics)
     if not scored: print("no masks, so there will be no score")
     if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
-    report = _train(learn, epochs, draws if scored else 0, about=about)
+    try: report = _train(learn, epochs, draws if scored else 0, about=about, checkpoint=run, resume=resume)
+    except KeyboardInterrupt:
+        if not learn.cluster.heads: raise # nothing has been trained yet
+        print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
+        learn.segmenter().save(out)
+        raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. To go on, give the same command with --resume") from None
     report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
                   masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,
                   size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
-    learn.segmenter().save(out)
-    print(f"wrote {out}")
+    seg, sheet = learn.segmenter(), out.with_suffix(".png")
+    for f in (seg.save(out), contact_sheet(seg, files[1]).save(sheet) or sheet): print(f"wrote {f}")
+    shutil.rmtree(run, ignore_errors=True)
     if json: print(f"wrote {_write_json(json, report)}")
     return report
 
@@ -181,12 +207,12 @@ def _dataset(images, dataset, valid, masks, labels, splits, kw):
     print(ds)
     return ds.dls(**kw), ds.about()
 
-def _train(learn, epochs:int, draws:int, before=None, about={})->dict:
-    "Score, train, score; `before` is the score of another network to start the table from, `about` tells of the data"
+def _train(learn, epochs:int, draws:int, before=None, about={}, **kwargs)->dict:
+    "Score, train, score; `before` is the score of another network to start the table from, `about` tells of the data; the rest goes to `fit`"
     from dataclasses import asdict
     start = learn.score(draws, **about) if draws else None
     scores = {"untrained": before, "PCA start": start} if before else {"untrained": start} if draws else {}
-    history = _fit(learn, epochs, scores)
+    history = _fit(learn, epochs, scores, **kwargs)
     if draws: scores["trained"] = learn.score(draws, **about)
     for name, s in scores.items():
         acc, miou = (f"{100*getattr(s, k):.1f} ± {100*s.std[k]:.1f}" for k in ("acc", "miou"))
@@ -203,7 +229,8 @@ def picie_check(
     root:str, # folder of a data set in a known layout, or of images
     labels:str=None, # what the values of the masks mean, for example cocostuff27; default: the data set's own
     splits:str=None, # for cityscapes: published or standard splits
-    json:str=None, # where to write a report as JSON
+    json:str=None, # where to write a report as JSON; - for the output
+    quiet:bool=False, # say nothing but complaints?
     num_workers:int=4, # threads that read files
 ):
     "Look at every image and mask of a data set before training on it"
@@ -221,28 +248,52 @@ def picie_segment(
     *paths:str, # images, or folders of images
     out:str="segments", # folder to write to
     overlay:bool=False, # write the image with its clusters painted over it as well?
+    size:int=None, # short side at which images enter the network, default that of the segmenter
+    bs:int=8, # images that enter the network together, if they have one size
+    onnx:bool=False, # run MODEL in onnxruntime? Goes without saying if MODEL is an .onnx file
+    json:str=None, # where to write a report as JSON; - for the output
+    quiet:bool=False, # say nothing but complaints?
 ):
     "Segment images and folders of images with a trained segmenter"
-    from picie_nb.segmenter import Segmenter
+    from picie_nb.segmenter import Segmenter, OnnxSegmenter
+    for name, n in dict(size=size, bs=bs).items():
+        if n is not None and n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     if not paths: raise ValueError("no images given: picie-segment MODEL PATH... needs at least one image or folder")
-    seg, jobs = Segmenter.load(model), _jobs(paths)
-    out = Path(out)
+    onnx, jobs, out = onnx or Path(model).suffix == ".onnx", _jobs(paths), Path(out)
+    if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
+    seg = _onnx_of(model) if onnx else Segmenter.load(model)
+    json = _writable(json, "--json") if json else None
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give the name of a folder")
     jobs = [(f, rel) for f, rel in jobs if out.resolve() not in f.resolve().parents] # not what an earlier run wrote
-    pixels, broken = np.zeros(len(seg.labels), np.int64), []
-    for i, (file, rel) in enumerate(jobs, 1):
-        try: s = seg(file)
-        except (ValueError, OSError) as e: broken.append(str(e)); continue
+    pixels, n, failed = np.zeros(len(seg.labels), np.int64), 0, {}
+    files = [f for f, _ in jobs]
+    for (_, rel), s in zip(jobs, _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()):
+        if isinstance(s, tuple): failed.update([s]); continue
+        n += 1
         s.save(out/rel)
         if overlay: s.overlay().save((out/rel).with_suffix(".overlay.jpg"), quality=92)
         pixels += np.bincount(s.clusters.ravel(), minlength=len(pixels))
-        if sys.stderr.isatty(): print(f"\r{i}/{len(jobs)}", end="", file=sys.stderr)
-    _write_json(out/"legend.json", _legend(seg, pixels))
-    print(f"wrote {len(jobs)-len(broken)} segmentations and legend.json to {out}")
-    for b in broken: print(f"skipped: {b}", file=sys.stderr)
-    return 1 if broken else 0
+        if sys.stderr.isatty() and not quiet: print(f"\r{n}/{len(jobs)}", end="", file=sys.stderr)
+    legend = _legend(seg, pixels)
+    _write_json(out/"legend.json", legend)
+    print(f"wrote {n} segmentations and legend.json to {out}")
+    for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
+    if json: print(f"wrote {_write_json(json, dict(images=n, failed=failed, out=str(out), legend=legend))}")
+    return 1 if failed else 0
 
-# %% ../nbs/90_cli.ipynb #ef7a5454
+# %% ../nbs/90_cli.ipynb #7618f6c8
+def _onnx_of(model):
+    "MODEL in onnxruntime; a segmenter is written as ONNX first"
+    from picie_nb.segmenter import Segmenter, OnnxSegmenter
+    if Path(model).suffix == ".onnx": return OnnxSegmenter(model)
+    with tempfile.TemporaryDirectory() as d: return OnnxSegmenter(Segmenter.load(model).to_onnx(Path(d)/"model.onnx"))
+
+def _one_by_one(seg, files):
+    "In order, a `Segmentation` or (file, reason) for every file"
+    for f in files:
+        try: yield seg(f)
+        except (ValueError, OSError) as e: yield str(f), str(e)
+
 def _jobs(paths)->list:
     "(file, relative name of its PNG) for every image; two images never share a name"
     from picie_nb.data import image_files
@@ -271,6 +322,8 @@ def picie_gallery(
     out:str="gallery.html", # page to write
     patches:int=6, # patches for each cluster
     max_images:int=500, # look at this many images at the most
+    json:str=None, # where to write shares, neighbours and places of the patches as JSON; - for the output
+    quiet:bool=False, # say nothing but complaints?
 ):
     "Write a page that shows what each cluster looks like"
     from picie_nb.gallery import cluster_gallery
@@ -278,24 +331,30 @@ def picie_gallery(
     if not paths: raise ValueError("no images given: picie-gallery MODEL PATH... needs at least one image or folder")
     for name, n in dict(patches=patches, max_images=max_images).items():
         if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
-    out, seg = _writable(out, "--out"), Segmenter.load(model)
+    out, seg, json = _writable(out, "--out"), Segmenter.load(model), _writable(json, "--json") if json else None
     gallery = cluster_gallery(seg, [f for f, _ in _jobs(paths)], n=patches, max_images=max_images)
     gallery.to_html(out, title=f"Clusters of {Path(model).name}")
     print(f"wrote {out}: {len(seg.labels)} clusters in {gallery.n_images} image{'s'*(gallery.n_images != 1)}")
     for why in gallery.failed.values(): print(f"skipped: {why}", file=sys.stderr)
+    if json: print(f"wrote {_write_json(json, gallery.to_dict())}")
     return 1 if gallery.failed else 0
 
 # %% ../nbs/90_cli.ipynb #54f430cb
 @command
 def picie_export(
     model:str, # a segmenter written by picie-train
-    out:str, # file to write: .onnx, or .safetensors for a segmenter with other names
+    out:str, # file to write: .onnx, .pt2 (torch.export), or .safetensors for a segmenter with other names
     names:str=None, # names of clusters, for example 0=road,3=sky,5=road; clusters with one name become one class
+    size:str=None, # for .pt2, HEIGHTxWIDTH of the images, for example 480x640
+    json:str=None, # where to write a report as JSON; - for the output
+    quiet:bool=False, # say nothing but complaints?
 ):
     "Write a trained segmenter as ONNX, or with named and merged clusters"
     from picie_nb.segmenter import Segmenter
     out, seg = _writable(out, "OUT"), Segmenter.load(model)
-    if out.suffix not in (".onnx", ".safetensors"): raise ValueError(f"OUT {out} must end in .onnx or .safetensors")
+    if out.suffix not in (".onnx", ".pt2", ".safetensors"): raise ValueError(f"OUT {out} must end in .onnx, .pt2 or .safetensors")
+    sides = re.fullmatch(r"(\d+)x(\d+)", size or "")
+    if size and not (sides and out.suffix == ".pt2"): raise ValueError(f"--size {size}: give HEIGHTxWIDTH, for example 480x640, for a .pt2 file; others take images of any size")
     if names:
         classes = {}
         for pair in names.split(","):
@@ -303,8 +362,10 @@ def picie_export(
             if not (eq and name): raise ValueError(f"--names {pair!r}: expected CLUSTER=NAME, for example 3=sky")
             classes.setdefault(name, []).append(cluster)
         seg = seg.merged(classes)
-    (seg.to_onnx if out.suffix == ".onnx" else seg.save)(out)
+    if out.suffix == ".pt2": seg.to_torch(out, *map(int, sides.groups() if sides else ()))
+    else: (seg.to_onnx if out.suffix == ".onnx" else seg.save)(out)
     print(f"wrote {out}: {', '.join(seg.labels.names)}")
+    if json: print(f"wrote {_write_json(json, dict(out=str(out), bytes=out.stat().st_size, **seg.header()))}")
 
 # %% ../nbs/90_cli.ipynb #b1e97dad
 @command
@@ -320,8 +381,9 @@ def picie_evaluate(
     true_suffix:str="", # the same for truths, for example _gtFine_labelIds
     versus:str=None, # folder of other predictions of the same images: are those of PRED_DIR better?
     bootstrap:int=1000, # resamples of the images for the intervals; 0: no intervals
-    json:str=None, # where to write a report as JSON
+    json:str=None, # where to write a report as JSON; - for the output
     confusion:str=None, # where to write a picture of the confusion matrix
+    quiet:bool=False, # say nothing but complaints?
 ):
     "Score a folder of segmentations against a folder of truths"
     from picie_nb.evaluation import compare, evaluate_folders
@@ -373,6 +435,7 @@ def picie_demo(
     images:int=128, # number of training scenes
     seed:int=0, # seed of scenes and training
     size:int=96, # side of a scene in pixels
+    quiet:bool=False, # say nothing but complaints?
 ):
     "Train on a toy world: a table, a picture, a segmenter and a report"
     from picie_nb.data import ToyScenes

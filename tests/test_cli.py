@@ -1,5 +1,5 @@
 "The commands as processes, on a small world on disk."
-import json, os, shutil, subprocess, sys
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
@@ -72,6 +72,52 @@ def test_train_skips_broken(world, tmp_path):
     (tmp_path/"photos"/"cut.png").write_bytes((tmp_path/"photos"/"00000.png").read_bytes()[:200])
     res = run("picie-train", tmp_path/"photos", "--out", tmp_path/"m.safetensors", *SMALL)
     assert res.returncode == 0 and "skipped" in res.stderr and "cut.png" in res.stderr and (tmp_path/"m.safetensors").exists(), res.stderr
+
+
+def interrupted(how, until, *args):
+    "Send a signal to a training as soon as it has printed the row of an epoch"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    p = subprocess.Popen([str(Path(sys.executable).parent/args[0]), *map(str, args[1:])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for line in p.stdout:
+        if line.split()[:1] == [str(until)]: p.send_signal(how); break
+    _, err = p.communicate(timeout=300)
+    return p.returncode, err
+
+
+def test_stop_and_resume(world, tmp_path):
+    "Ctrl-C after one epoch, SIGKILL after the next: what is resumed ends with the bytes of a run that nobody stopped"
+    args = ["picie-train", world/"train"/"images", "--valid", world/"test"/"images", *SMALL, "--epochs", "4"]
+    out = tmp_path/"m.safetensors"
+    code, err = interrupted(signal.SIGINT, 1, *args, "--out", out)
+    assert code == 130 and "--resume" in err.strip().splitlines()[-1] and "Traceback" not in err, err
+    assert out.exists() and (tmp_path/"m.run").is_dir()
+    res = run(*args, "--out", out)
+    assert res.returncode == 1 and "go on with --resume" in res.stderr, res.stderr
+    code, err = interrupted(signal.SIGKILL, 3, *args, "--out", out, "--resume")
+    assert code == -signal.SIGKILL, err
+    res = run(*args, "--out", out, "--resume", "--json", "-")
+    assert res.returncode == 0 and not (tmp_path/"m.run").exists(), res.stderr
+    whole = run(*args, "--out", tmp_path/"whole.safetensors", "--json", tmp_path/"whole.json", "--quiet")
+    assert whole.returncode == 0 and whole.stdout == "", whole.stderr
+    a, b = ([{k: v for k, v in o.items() if k != "seconds"} for o in json.loads(o)["history"]] for o in (res.stdout, (tmp_path/"whole.json").read_text()))
+    assert a == b and [o["epoch"] for o in a] == [1, 2, 3, 4]
+    assert out.read_bytes() == (tmp_path/"whole.safetensors").read_bytes()
+    assert Image.open(tmp_path/"m.png").width > 300
+
+
+def test_json_is_all_there_is(trained, tmp_path):
+    "With --json - the output is one JSON document, for each command"
+    world, _ = trained
+    images, model = world/"test"/"images", world/"m.safetensors"
+    for args, key in ((["picie-segment", model, images, "--out", tmp_path/"a"], "legend"), (["picie-segment", model, images, "--out", tmp_path/"b", "--onnx"], "legend"),
+                      (["picie-gallery", model, images, "--out", tmp_path/"g.html"], "clusters"), (["picie-export", model, tmp_path/"m.pt2", "--size", "32x48"], "names"),
+                      (["picie-check", world/"test", "--labels", "toyscenes"], "problems"), (["picie-evaluate", tmp_path/"a", world/"test"/"masks", "--labels", "toyscenes"], "score")):
+        res = run(*args, "--json", "-")
+        assert res.returncode == 0 and json.loads(res.stdout)[key] is not None, (args, res.stderr)
+    a, b = (np.stack([np.asarray(Image.open(f)) for f in sorted((tmp_path/d).glob("*.png"))]) for d in "ab")
+    assert a.shape == b.shape and (a == b).mean() > .99
+    res = run("picie-segment", model, images, "--out", tmp_path/"c", "--quiet")
+    assert (res.returncode, res.stdout) == (0, ""), res.stderr
 
 
 def test_gallery_and_export(trained, tmp_path):
