@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from fastcore.basics import patch
 from .data import image_files
+from .refine import flipped
 from .segmenter import Segmenter, _image, _tensor, _replacing
 
 # %% ../nbs/81_gallery.ipynb #e8497c5b
@@ -223,10 +224,11 @@ class Similar:
         for ax in axs[0]: ax.set(xticks=[], yticks=[])
         fig.tight_layout(pad=.3)
 
-# %% ../nbs/81_gallery.ipynb #7f4b717c
+# %% ../nbs/81_gallery.ipynb #4fc4b2a5
 def _features(segmenter, im):
     "Unit features of an image, (D,h,w)"
-    with torch.no_grad(): return F.normalize(segmenter.net(_tensor(im, segmenter.size).to(segmenter.device)).float(), dim=1)[0]
+    x = _tensor(im, segmenter.size).to(segmenter.device)
+    with torch.no_grad(): return (flipped(segmenter.net, x) if segmenter.flip else F.normalize(segmenter.net(x).float(), dim=1))[0]
 
 # %% ../nbs/81_gallery.ipynb #1782acee
 def similar(
