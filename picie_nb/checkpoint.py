@@ -44,7 +44,8 @@ def _write(folder:Path, epoch:int, arrays:dict, header:dict)->Path:
 
 def _found(folder)->list:
     "Checkpoints in a folder, newest first"
-    return sorted((f for f in Path(folder).glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d+-[0-9a-f]{16}", f.stem)), reverse=True)
+    files = [f for f in Path(folder).glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d+-[0-9a-f]{16}", f.stem)]
+    return sorted(files, key=lambda f: int(f.stem.split("-")[1]), reverse=True)
 
 def _read(path:Path):
     "Header and arrays; ValueError if the file is not what was written"
@@ -118,17 +119,39 @@ def _set_state(learn, arrays, js):
     if js.get("scaler") and getattr(learn, "scaler", None): learn.scaler.load_state_dict(js["scaler"])
     if not rank_distrib(): _set_rng(learn.dls, arrays, js["rng"])
 
-# %% ../nbs/74_checkpoint.ipynb #00a463fc
-def _about(learn)->dict:
+# %% ../nbs/74_checkpoint.ipynb #6ec233b6
+def _names(ds):
+    "A short number that stands for the names of all files"
+    items = getattr(ds, "items", None)
+    if items is None or not all(isinstance(o, (str, Path)) for o in items): return len(ds)
+    return f"{len(items)} files, {hashlib.blake2b(chr(10).join(Path(o).name for o in items).encode(), digest_size=4).hexdigest()}"
+
+def _about(learn, **more)->dict:
     "What must be equal for a training to go on"
     config = asdict(learn.config) if is_dataclass(getattr(learn, "config", None)) else {}
     net = getattr(learn.model, "module", learn.model)
-    about = dict(epochs=learn.n_epoch, images=len(learn.dls.train_ds), batch=learn.dls.bs, backbone=net.backbone.name, **config)
+    dls = learn.dls
+    about = dict(epochs=learn.n_epoch, images=_names(dls.train_ds), validation=_names(dls.valid_ds) if len(dls.loaders) > 1 else None, batch=dls.bs,
+                 num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0, size=getattr(dls, "size", None), crop=getattr(dls, "crop", None),
+                 backbone=net.backbone.name, learning=sum(p.numel() for p in net.parameters() if p.requires_grad), **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about))
 
 def _check_same(folder, was:dict, now:dict):
     diff = [f"{k}={was.get(k)!r}, not {now.get(k)!r}" for k in {**was, **now} if was.get(k) != now.get(k)]
     if diff: raise ValueError(f"{folder} belongs to a training with {'; '.join(diff)}: choose the same, or another folder")
+
+# %% ../nbs/74_checkpoint.ipynb #26af2f91
+_locks = {} # {folder: open file}, until this process ends
+
+def _lock(folder:Path):
+    "Keep other processes out of a folder"
+    try: import fcntl
+    except ImportError: return # no such locks on Windows
+    if (key := folder.resolve()) in _locks and (key/".lock").exists(): return
+    f = open(key/".lock", "w")
+    try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except BlockingIOError: raise ValueError(f"{folder} is in use by another process that trains: give each training a folder of its own") from None
+    _locks[key] = f
 
 # %% ../nbs/74_checkpoint.ipynb #939a4356
 class CheckpointCallback(Callback):
@@ -138,7 +161,8 @@ class CheckpointCallback(Callback):
         folder, # where to keep checkpoints, one folder for each training
         resume:bool=False, # go on from the newest sound checkpoint, if there is one?
         keep:int=2, # number of checkpoints that are kept
-    ): self.folder, self.resume, self.keep = Path(folder), resume, max(1, keep)
+        **about # what else must be the same when training goes on
+    ): self.folder, self.resume, self.keep, self.about = Path(folder), resume, max(1, keep), about
 
     def before_fit(self):
         found = _found(self.folder)
@@ -146,13 +170,15 @@ class CheckpointCallback(Callback):
             raise ValueError(f"{self.folder} holds {found[0].name}, of an earlier training: go on with resume=True, or take another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK): raise PermissionError(f"{self.folder}: no permission to write checkpoints there")
+        if not rank_distrib():
+            _lock(self.folder)
+            for f in self.folder.glob(".checkpoint.*.tmp"): f.unlink(missing_ok=True) # of processes that were killed
         for path in found:
             try: header, arrays = _read(path)
             except (ValueError, OSError, SafetensorError) as e:
                 warnings.warn(f"{e}; going on from the one before")
                 continue
-            _check_same(self.folder, header["about"], _about(self.learn))
-            if header["epoch"] >= self.learn.n_epoch: raise ValueError(f"{self.folder} holds a finished training of {header['epoch']} epochs: take another folder")
+            _check_same(self.folder, header["about"], _about(self.learn, **self.about))
             _set_state(self.learn, arrays, header["state"])
             self.learn.first_epoch = header["epoch"]
             return
@@ -161,5 +187,5 @@ class CheckpointCallback(Callback):
     def after_epoch(self):
         if rank_distrib() or not hasattr(self.learn, "n_epoch"): return
         arrays, state = _get_state(self.learn)
-        _write(self.folder, self.epoch+1, arrays, dict(epoch=self.epoch+1, about=_about(self.learn), state=state))
-        for old in _found(self.folder)[self.keep:]: old.unlink()
+        _write(self.folder, self.epoch+1, arrays, dict(epoch=self.epoch+1, about=_about(self.learn, **self.about), state=state))
+        for old in _found(self.folder)[self.keep:]: old.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ Docs: https://picie-nb.github.io/picie_nb/cli.html.md"""
 __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'picie_segment', 'picie_gallery', 'picie_export',
            'picie_evaluate', 'picie_demo']
 
-# %% ../nbs/90_cli.ipynb #77a60989
-import inspect, io, json, os, random, re, shutil, sys, tempfile, time, warnings, numpy as np, torch
+# %% ../nbs/90_cli.ipynb #18acd58d
+import inspect, io, json, os, random, re, sys, tempfile, time, warnings, numpy as np, torch
 from contextlib import nullcontext, redirect_stdout
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -60,15 +60,14 @@ COLUMNS = ["epoch", "within", "cross", "clusters", "accuracy", "miou", "seconds"
 def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
     "Train with one printed row for each epoch, below the rows of `scores`. Returns the history"
     from fastai.callback.core import Callback
-    def say(row):
-        print(table_row({**row, **({"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {})}, names), flush=True)
-        if "cross" in row: rows.append(row)
+    def say(row): print(table_row({**row, **({"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {})}, names), flush=True)
+    def keep(row): rows.append(row); say(row)
     class PrintRows(Callback):
         order = 95 # after the Recorder and what a checkpoint brings back
-        def before_epoch(self):
-            self.start = time.perf_counter()
-            for i, row in enumerate(self.learn.history()[len(rows):], 1): say({**row, "epoch": i}) # of an earlier process
-        def after_epoch(self): say({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start})
+        def before_epoch(self): self.after_fit(); self.start = time.perf_counter()
+        def after_fit(self): # rows of an earlier process
+            for i, row in enumerate(self.learn.history()[len(rows):], len(rows)+1): keep({**row, "epoch": i})
+        def after_epoch(self): keep({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start})
     rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
     print(" ".join(f"{n:>10}" for n in names))
     for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
@@ -90,7 +89,9 @@ def _write_json(path, obj):
 
 def _writable(path, what:str)->Path:
     "`path` if a file can be made there; better to know before an hour of training than after"
-    if str(path) == "-": return path
+    if str(path) == "-":
+        if what == "--json": return path
+        raise ValueError(f"{what} -: give the name of a file")
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,15 +129,20 @@ def picie_train(
     "Train a segmenter on a folder of images, without labels"
     from picie_nb.checkpoint import _found
     from picie_nb.gallery import contact_sheet
+    from picie_nb.segmenter import _replacing
     from picie_nb.learner import picie_config, picie_learner
     changes = _changes(config)
     fixed = picie_config(preset, n_clusters=clusters, **changes).fixed_views
     for name, n in dict(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws).items():
         if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
-    start, run = time.perf_counter(), out.with_suffix(".run")
+    if out.suffix != ".safetensors": raise ValueError(f"--out {out}: must end in .safetensors")
+    start, run, sheet = time.perf_counter(), out.with_suffix(".run"), _writable(out.with_suffix(".sheet.png"), "contact sheet")
+    if json in (out, sheet): raise ValueError(f"--json {json} is the name of another file that will be written: give another")
     if _found(run) and not resume: raise ValueError(f"{run} holds a training that was stopped: go on with --resume, or delete that folder to start again")
-    if resume and not _found(run): print(f"{run} holds no checkpoint: starting from the beginning")
+    if resume and not _found(run):
+        if out.exists(): return print(f"{out} is there, and {run} holds nothing to go on from: nothing to do")
+        print(f"{run} holds no checkpoint: starting from the beginning")
     _seed(seed)
     kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample, seed=seed,
               crop="center" if fixed else "random", valid_crop="center" if square else None)
@@ -152,17 +158,19 @@ def picie_train(
     if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
     try: report = _train(learn, epochs, draws if scored else 0, about=about, checkpoint=run, resume=resume)
     except KeyboardInterrupt:
-        if not learn.cluster.heads: raise # nothing has been trained yet
+        if not _found(run): raise # no epoch is complete
         print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
         learn.segmenter().save(out)
         raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. To go on, give the same command with --resume") from None
     report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
                   masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,
                   size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
-    seg, sheet = learn.segmenter(), out.with_suffix(".png")
-    for f in (seg.save(out), contact_sheet(seg, files[1]).save(sheet) or sheet): print(f"wrote {f}")
-    shutil.rmtree(run, ignore_errors=True)
+    seg = learn.segmenter()
+    print(f"wrote {seg.save(out)}")
     if json: print(f"wrote {_write_json(json, report)}")
+    with _replacing(sheet) as tmp: contact_sheet(seg, files[1]).save(tmp, format="PNG")
+    print(f"wrote {sheet}")
+    _remove(run)
     return report
 
 # %% ../nbs/90_cli.ipynb #5e616211
@@ -176,6 +184,12 @@ def _changes(config:str)->dict:
         try: res[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError): res[name.strip()] = value.strip()
     return res
+
+def _remove(run):
+    "Remove checkpoints, and their folder if it holds nothing else"
+    from picie_nb.checkpoint import _found
+    for f in (*_found(run), run/".lock"): f.unlink(missing_ok=True)
+    if run.is_dir() and not any(run.iterdir()): run.rmdir()
 
 def _sound(folder):
     "`folder`, or the list of its images that can be read if there are others; those are named"
@@ -259,12 +273,12 @@ def picie_segment(
     for name, n in dict(size=size, bs=bs).items():
         if n is not None and n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     if not paths: raise ValueError("no images given: picie-segment MODEL PATH... needs at least one image or folder")
-    onnx, jobs, out = onnx or Path(model).suffix == ".onnx", _jobs(paths), Path(out)
+    onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
+    jobs = _jobs(paths, out)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
     seg = _onnx_of(model) if onnx else Segmenter.load(model)
     json = _writable(json, "--json") if json else None
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give the name of a folder")
-    jobs = [(f, rel) for f, rel in jobs if out.resolve() not in f.resolve().parents] # not what an earlier run wrote
     pixels, n, failed = np.zeros(len(seg.labels), np.int64), 0, {}
     files = [f for f, _ in jobs]
     for (_, rel), s in zip(jobs, _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()):
@@ -294,16 +308,21 @@ def _one_by_one(seg, files):
         try: yield seg(f)
         except (ValueError, OSError) as e: yield str(f), str(e)
 
-def _jobs(paths)->list:
-    "(file, relative name of its PNG) for every image; two images never share a name"
+def _jobs(paths, out=None)->list:
+    "(file, relative name of its PNG) for every image; two images never share a name, and no photo is overwritten"
     from picie_nb.data import image_files
-    jobs, seen = [], set()
+    jobs, seen, skip = [], set(), None
     for p in map(Path, paths):
         if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
+        if out and p.is_dir():
+            if p.resolve() == out.resolve(): raise ValueError(f"--out {out} is the folder of the images: give another folder")
+            skip = out.resolve() if p.resolve() in out.resolve().parents else None # what an earlier run wrote
         for f in (image_files(p) if p.is_dir() else [p]):
+            if p.is_dir() and skip in f.resolve().parents: continue
             rel = f.relative_to(p).with_suffix(".png") if p.is_dir() else Path(f.name).with_suffix(".png")
             name, n = rel, 1
             while rel in seen: rel, n = name.with_name(f"{name.stem}_{n}.png"), n+1
+            if out and (out/rel).resolve() == f.resolve(): raise ValueError(f"--out {out}: {rel} would take the place of the photo: give another folder")
             seen.add(rel)
             jobs.append((f, rel))
     return jobs
@@ -349,7 +368,7 @@ def picie_export(
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
-    "Write a trained segmenter as ONNX, or with named and merged clusters"
+    "Write a trained segmenter as ONNX or torch.export, or with named and merged clusters"
     from picie_nb.segmenter import Segmenter
     out, seg = _writable(out, "OUT"), Segmenter.load(model)
     if out.suffix not in (".onnx", ".pt2", ".safetensors"): raise ValueError(f"OUT {out} must end in .onnx, .pt2 or .safetensors")

@@ -180,7 +180,7 @@ class PiCIELearner(Learner):
         **kwargs):
         "Train; the learning rate follows `config.schedule`"
         self.first_epoch = 0
-        if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume)
+        if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume, lr=lr, wd=wd)
         elif resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
         if isinstance(lr, float): lr = [lr*self.config.backbone_lr, lr]
         if n_epoch < 1: raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")

@@ -119,6 +119,7 @@ class Segmenter:
         self.net, self.centroids = net.eval(), centroids.detach().clone()
         self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
         self.flip, self.refine, self.tile = bool(flip), int(refine), int(tile)
+        if self.size < 1 or self.tile < 0: raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
         self.groups = None if groups is None else [int(g) for g in groups]
         k = len(centroids) if groups is None else max(self.groups)+1
         if groups is not None and (len(self.groups) != len(centroids) or set(self.groups) != set(range(k))):
@@ -224,6 +225,7 @@ def _image(im)->Image.Image:
     if isinstance(im, np.ndarray):
         if im.dtype != np.uint8 or im.ndim not in (2, 3):
             raise ValueError(f"An image array is uint8, (H,W) or (H,W,3); this one is {im.dtype}, {im.shape}")
+        if not im.size: raise ValueError(f"This image has no pixels: {im.shape}")
         return Image.fromarray(im[..., 0] if im.ndim == 3 and im.shape[2] == 1 else im).convert("RGB")
     raise TypeError(f"Cannot segment a {type(im).__name__}: give a path, a PIL image, an array or a tensor")
 
@@ -237,7 +239,7 @@ def _tensor(im:Image.Image, size:int)->Tensor:
 def _is_many(o)->bool:
     "Is this a folder, or a collection of images, and not one image?"
     if isinstance(o, (str, Path)): return Path(o).is_dir()
-    return hasattr(o, "__iter__") and not isinstance(o, (Image.Image, np.ndarray, Tensor, bytes))
+    return hasattr(o, "__iter__") and not hasattr(o, "read") and not isinstance(o, (Image.Image, np.ndarray, Tensor, bytes))
 
 # %% ../nbs/80_segmenter.ipynb #6c3be058
 @patch
@@ -247,6 +249,7 @@ def __call__(self:Segmenter,
 )->Segmentation:
     "Segment an image of any size"
     if _is_many(image): return self.stream(image, size=size)
+    if size is not None and size < 1: raise ValueError(f"size={size}: the short side has at least one pixel")
     im = _image(image)
     return self._finish(self._coarse(_tensor(im, size or self.size)), im, image)
 
@@ -274,27 +277,29 @@ class Segmentations:
         size:int=None, # short side at which images enter the network, default that of the segmenter
         progress:bool=True, # show a progress bar?
     ):
-        if bs < 1: raise ValueError(f"bs={bs}: at least one image enters the network at a time")
+        size = segmenter.size if size is None else size
+        if bs < 1 or size < 1: raise ValueError(f"bs={bs}, size={size}: at least one image, of at least one pixel, enters the network at a time")
         if isinstance(images, (str, Path)): images = image_files(images)
-        self.segmenter, self.images, self.bs, self.size, self.progress = segmenter, images, bs, size or segmenter.size, progress
-        self.failed = {} # {file: reason}
+        self.segmenter, self.images, self.bs, self.size, self.progress = segmenter, images, bs, size, progress
+        self.failed, self.used = {}, False # {file: reason}; has it been gone through?
+        self.pixels = 4*segmenter.tile**2 or 2**62 # that enter the network together, at most
 
     def __len__(self): return len(self.images)
     def __repr__(self): return f"Segmentations of {len(self)} images" if hasattr(self.images, "__len__") else "Segmentations"
 
     def __iter__(self):
-        self.failed, n, bar = {}, 0, iter
+        n, bad, bar = 0, 0, iter
         if self.progress and hasattr(self.images, "__len__"):
             from fastprogress.fastprogress import progress_bar
             bar = partial(progress_bar, total=len(self), leave=False)
         for s in bar(self.each()):
             n += 1
             if isinstance(s, Segmentation): yield s
-            else: self.failed[s[0]] = s[1]
-        if not self.failed: return
+            else: bad += 1
+        if not bad: return
         first = next(iter(self.failed.values()))
-        if len(self.failed) == n: raise ValueError(f"none of {n} images could be segmented, the first because: {first}")
-        warnings.warn(f"{len(self.failed)} of {n} images were left out, see `failed`; the first because: {first}", stacklevel=2)
+        if bad == n: raise ValueError(f"none of {n} images could be segmented, the first because: {first}")
+        warnings.warn(f"{bad} of {n} images were left out, see `failed`; the first because: {first}", stacklevel=2)
 
     def _read(self, job):
         "Image and tensor, or name and reason"
@@ -306,14 +311,18 @@ class Segmentations:
 
     def each(self):
         "In order, a `Segmentation` or (name, reason) for every image"
-        jobs = enumerate(self.images)
+        if self.used and iter(self.images) is self.images: raise ValueError("these images came from an iterator, which can be gone through once: give a list")
+        self.failed, self.used, jobs = {}, True, enumerate(self.images)
+        ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
         with ThreadPoolExecutor(4) as pool:
-            while read := list(pool.map(self._read, islice(jobs, 2*self.bs))):
+            while read := list(pool.map(self._read, islice(jobs, ahead))):
                 shapes, scores = {}, {}
                 for i, o in enumerate(read):
                     if len(o) == 3: shapes.setdefault(o[2].shape, []).append(i)
-                for idxs in shapes.values():
-                    for b in (idxs[j:j+self.bs] for j in range(0, len(idxs), self.bs)):
+                    else: self.failed[o[0]] = o[1]
+                for shape, idxs in shapes.items():
+                    n = max(1, min(self.bs, self.pixels//(shape[2]*shape[3])))
+                    for b in (idxs[j:j+n] for j in range(0, len(idxs), n)):
                         scores.update(zip(b, self.segmenter._coarse(torch.cat([read[i][2] for i in b])).split(1)))
                 for i, o in enumerate(read): yield self.segmenter._finish(scores.pop(i), o[1], o[0]) if i in scores else o
 
@@ -597,7 +606,7 @@ def to_torch(self:Segmenter,
 )->Path:
     "Write a torch.export program: `images` (B,3,height,width) float in [0,1] to clusters (B,height,width) int64 and confidence (B,height,width)"
     if self.flip or self.refine: raise ValueError("to_torch writes the network alone: set flip=False and refine=0 before")
-    path, (h, w) = Path(path), (height or self.size, width or self.size)
+    path, (h, w) = Path(path), (self.size if o is None else o for o in (height, width))
     if min(h, w) < 1: raise ValueError(f"images of {h}x{w} pixels: height and width must be at least 1")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = _Whole(copy.deepcopy(self), _tensor(Image.new("RGB", (w, h)), self.size).shape[-2:]).cpu().eval()

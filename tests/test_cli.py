@@ -102,7 +102,7 @@ def test_stop_and_resume(world, tmp_path):
     a, b = ([{k: v for k, v in o.items() if k != "seconds"} for o in json.loads(o)["history"]] for o in (res.stdout, (tmp_path/"whole.json").read_text()))
     assert a == b and [o["epoch"] for o in a] == [1, 2, 3, 4]
     assert out.read_bytes() == (tmp_path/"whole.safetensors").read_bytes()
-    assert Image.open(tmp_path/"m.png").width > 300
+    assert Image.open(tmp_path/"m.sheet.png").width > 300
 
 
 def test_json_is_all_there_is(trained, tmp_path):
