@@ -175,6 +175,7 @@ def kmeans(self:ClusterCallback,
         raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
     k = max(self.n_clusters, min(k or self.n_clusters, len(z))) # finer clusters than points: as fine as they are
+    if k > len(z): raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} pixels to cluster: choose fewer clusters, or give more or larger images")
     res = kmeans(z, k, n_iter=self.n_iter, init=self.init if init is None else init, spherical=self.spherical,
                  engine=self.engine, n_init=self.n_init, generator=gen)
     if dist.is_available() and dist.is_initialized():
@@ -323,10 +324,12 @@ def effective_clusters(
     p = counts.float()/counts.sum().clamp(min=1)
     return torch.special.entr(p).sum().exp().item()
 
-# %% ../nbs/70_callback.ipynb #a76e24e5
+# %% ../nbs/70_callback.ipynb #6e56b373
 @patch
 def after_batch(self:ClusterCallback):
     if not self.training: return
+    if not torch.isfinite(self.learn.loss):
+        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: lower the learning rate, or look for broken images")
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
     for k in self.terms: self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
     self.health["n"] = n+1

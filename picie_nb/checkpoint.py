@@ -134,7 +134,7 @@ def _about(learn, **more)->dict:
     about = dict(epochs=learn.n_epoch, images=_names(dls.train_ds), validation=_names(dls.valid_ds) if len(dls.loaders) > 1 else None, batch=dls.bs,
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0, size=getattr(dls, "size", None), crop=getattr(dls, "crop", None),
                  backbone=net.backbone.name, learning=sum(p.numel() for p in net.parameters() if p.requires_grad), **more, **{f"config {k}": v for k, v in config.items()})
-    return json.loads(json.dumps(about))
+    return json.loads(json.dumps(about, default=str))
 
 def _check_same(folder, was:dict, now:dict):
     diff = [f"{k}={was.get(k)!r}, not {now.get(k)!r}" for k in {**was, **now} if was.get(k) != now.get(k)]
@@ -165,6 +165,7 @@ class CheckpointCallback(Callback):
     ): self.folder, self.resume, self.keep, self.about = Path(folder), resume, max(1, keep), about
 
     def before_fit(self):
+        if not hasattr(self.learn, "first_epoch"): raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
         found = _found(self.folder)
         if found and not self.resume:
             raise ValueError(f"{self.folder} holds {found[0].name}, of an earlier training: go on with resume=True, or take another folder")

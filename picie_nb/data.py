@@ -32,9 +32,11 @@ def image_files(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise FileNotFoundError(f'{path} does not exist: give a folder with images')
-    res = []
+    res,above = [],{str(path): {os.path.realpath(path)}} # a link to a folder that it lies in would go on for ever
     for root,dirs,files in os.walk(path, followlinks=True):
-        dirs[:] = [d for d in dirs if not d.startswith('.')]
+        real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs if not d.startswith('.')}
+        dirs[:] = [d for d,r in real.items() if r not in above[root]]
+        above.update({os.path.join(root, d): above[root]|{real[d]} for d in dirs})
         res += [Path(root)/f for f in files if not f.startswith('.') and Path(f).suffix.lower() in IMAGE_SUFFIXES]
     if not res: raise FileNotFoundError(f'no images in {path} or its subfolders: looked for {" ".join(IMAGE_SUFFIXES)}')
     return sorted(res)
