@@ -460,7 +460,21 @@ def _header(path, text:str)->dict:
     maybe = dict(residual=bool, flip=bool, refine=int, tile=int) # newer than the format
     if wrong := [k for k, t in {**keys, **{k: t for k, t in maybe.items() if k in h}}.items() if not isinstance(h.get(k), t)]:
         raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
+    whole = lambda c: isinstance(c, list) and len(c) == 3 and all(isinstance(o, int) and 0 <= o < 256 for o in c)
+    fine = dict(size=0 < h["size"] <= 2**14, dim=h["dim"] > 0, tau=0 < h["tau"] < math.inf, readout=h["readout"] in ("dot", "euclidean", "cosine"),
+                names=h["names"] and all(isinstance(n, str) for n in h["names"]), colors=len(h["colors"]) == len(h["names"]) and all(map(whole, h["colors"])),
+                refine=0 <= h.get("refine", 0) <= 1000, tile=0 <= h.get("tile", 0) <= 2**14)
+    if wrong := [k for k, ok in fine.items() if not ok]: raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
     return h
+
+def _check_shapes(path, arrays, make):
+    "Compare arrays with a network that has shapes and no memory, before one is made that has"
+    try:
+        with torch.device("meta"): want = {k: v.shape for k, v in make().state_dict().items()}
+    except (RuntimeError, NotImplementedError): return # a network that cannot be made without memory
+    got = {k: v.shape for k, v in arrays.items()}
+    if diff := [k for k in {**want, **got} if want.get(k) != got.get(k)]:
+        raise ValueError(f"{path}: the weights do not fit the backbone in the header: {diff[0]} is {tuple(got.get(diff[0], ()))}, not {tuple(want.get(diff[0], ()))}")
 
 # %% ../nbs/80_segmenter.ipynb #e5749794
 @patch(cls_method=True)
@@ -478,11 +492,13 @@ def load(cls:Segmenter,
     k = len(h["names"] if groups is None else groups)
     if mu is None or mu.shape != (k, h["dim"]) or groups and max(groups) != len(h["names"])-1:
         raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
-    net = PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"], h.get("residual", False))
-    try: net.load_state_dict({k.removeprefix("net."): v for k, v in arrays.items()})
+    make = lambda: PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"], h.get("residual", False))
+    arrays = {k.removeprefix("net."): v for k, v in arrays.items()}
+    _check_shapes(path, arrays, make)
+    net = make()
+    try: net.load_state_dict(arrays)
     except RuntimeError as e:
-        why = str(e).splitlines()[1].strip()
-        raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {why}") from None
+        raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {str(e).splitlines()[1].strip()}") from None
     return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
                np.array(h["colors"], np.uint8), h["info"], h.get("flip", False), h.get("refine", 0), groups, h.get("tile", 1024))
 
