@@ -17,7 +17,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from fastcore.foundation import L
 
-# %% ../nbs/74_checkpoint.ipynb #84fb3164
+# %% ../nbs/74_checkpoint.ipynb #b16ecf2c
 def _digest(path): return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
 
 def _sync(path):
@@ -71,7 +71,7 @@ def _set_rng(dls, arrays, js):
     np.random.set_state((js["numpy"][0], np.array(js["numpy"][1], np.uint32), *js["numpy"][2:]))
     for dl, o in zip(_loaders(dls), js["loaders"]): dl.rng.setstate(state(o))
 
-# %% ../nbs/74_checkpoint.ipynb #84857b78
+# %% ../nbs/74_checkpoint.ipynb #ae7530ca
 def _own(t): return t.detach().cpu().contiguous().clone()
 
 def _get_state(learn):
@@ -119,7 +119,7 @@ def _set_state(learn, arrays, js):
     if js.get("scaler") and getattr(learn, "scaler", None): learn.scaler.load_state_dict(js["scaler"])
     if not rank_distrib(): _set_rng(learn.dls, arrays, js["rng"])
 
-# %% ../nbs/74_checkpoint.ipynb #6ec233b6
+# %% ../nbs/74_checkpoint.ipynb #c856e513
 def _names(ds):
     "A short number that stands for the names of all files"
     items = getattr(ds, "items", None)
