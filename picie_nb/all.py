@@ -18,6 +18,7 @@ from .callback import *
 from .variants import *
 from .teachers import *
 from .checkpoint import *
+from .health import *
 from .learner import *
 from .segmenter import *
 from .gallery import *
