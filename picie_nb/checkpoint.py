@@ -50,7 +50,9 @@ def _found(folder)->list:
 def _read(path:Path):
     "Header and arrays; ValueError if the file is not what was written"
     if _digest(path) != path.stem[-16:]: raise ValueError(f"{path} is damaged: its content does not fit the checksum in its name")
-    with safe_open(str(path), framework="pt") as f: return json.loads(f.metadata()["picie_nb"]), {k: f.get_tensor(k) for k in f.keys()}
+    with safe_open(str(path), framework="pt") as f: meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    if "picie_nb" not in meta: raise ValueError(f"{path} is a safetensors file, but not a checkpoint of picie_nb")
+    return json.loads(meta["picie_nb"]), arrays
 
 # %% ../nbs/74_checkpoint.ipynb #d683cbf3
 def _loaders(dls): return [getattr(dl, "dl", dl) if type(dl).__name__ == "DistributedDL" else dl for dl in dls.loaders]

@@ -454,6 +454,7 @@ def picie_demo(
     images:int=128, # number of training scenes
     seed:int=0, # seed of scenes and training
     size:int=96, # side of a scene in pixels
+    json:str=None, # where to write the report as JSON as well; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
     "Train on a toy world: a table, a picture, a segmenter and a report"
@@ -474,6 +475,7 @@ def picie_demo(
     report.update(seed=seed, seconds=round(time.perf_counter()-start, 1))
     picture, model = _demo_picture(learn, columns, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors")
     for f in (picture, model, _write_json(out/"report.json", report)): print(f"wrote {f}")
+    if json: print(f"wrote {_write_json(json, report)}")
     return report
 
 # %% ../nbs/90_cli.ipynb #fae5d3a7

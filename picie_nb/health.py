@@ -16,6 +16,7 @@ from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from .clustering import scores
 from .metrics import confusion, hungarian
+from .selection import label_free
 
 # %% ../nbs/75_health.ipynb #a3bcccd5
 def churn(
@@ -66,25 +67,18 @@ def after_train(self:ClusterHealth):
     warnings.warn(f"epoch {self.epoch+1}: the clusters are collapsing. The largest of {k} has {self.now['largest']:.0%} of the pixels, "
                   f"{self.now['empty']} are empty, {effective:.1f} are in effective use. What helps: {', or '.join(remedies)}")
 
-# %% ../nbs/75_health.ipynb #7c337145
+# %% ../nbs/75_health.ipynb #a8349511
 @patch
 @torch.no_grad()
 def after_validate(self:ClusterHealth):
-    cb, net, n = self.learn.cluster, getattr(self.learn.model, "module", self.learn.model), self.n_images
-    gen, mode, labels, same, seen = torch.Generator().manual_seed(self.seed), net.training, [], 0, 0
-    net.eval()
+    cb, n, xs = self.learn.cluster, self.n_images, []
     for b in self.learn.dls.valid:
-        x = self.learn._set_device(b)[0].as_subclass(Tensor)[:n]
-        G, P = cb.geometric, cb.photometric
-        g, p1, p2 = G.sample(len(x), generator=gen), P.sample(len(x), generator=gen), P.sample(len(x), generator=gen)
-        label = lambda f: scores(F.normalize(f.float(), dim=1), cb.mu_eval, cb.readout).argmax(1)
-        labels.append(label(net(x)).flatten())
-        y1, y2 = label(G.apply(net(P.apply(x, p1)).float(), g)), label(net(G.apply(P.apply(x, p2), g)))
-        same, seen, n = same+(y1 == y2).sum().item(), seen+y1.numel(), n-len(x)
-        if n <= 0: break
-    net.train(mode)
-    y = torch.cat(labels)
-    self.now.update(agree=same/max(seen, 1), churn=float("nan") if self.last is None or len(self.last) != len(y) else churn(self.last, y, len(cb.mu_eval)))
+        xs.append(self.learn._set_device(b)[0].as_subclass(Tensor)[:n])
+        if (n := n-len(xs[-1])) <= 0: break
+    net = getattr(self.learn.model, "module", self.learn.model) # in evaluation mode, after validation
+    agree = label_free(net, [cb.mu_eval], xs, cb.readout, cb.photometric, cb.geometric, self.seed)["agreement"]
+    y = torch.cat([scores(F.normalize(net(x).float(), dim=1), cb.mu_eval, cb.readout).argmax(1).flatten() for x in xs])
+    self.now.update(agree=agree, churn=float("nan") if self.last is None or len(self.last) != len(y) else churn(self.last, y, len(cb.mu_eval)))
     self.last = y
 
 @patch

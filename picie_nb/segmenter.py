@@ -236,6 +236,11 @@ def _tensor(im:Image.Image, size:int)->Tensor:
     im = im.resize((w, h), Image.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255
 
+def _at_most(im:Image.Image, pixels:float=4e6)->tuple:
+    "(width, height) of an image, made smaller to so many pixels"
+    shrink = min(1., (pixels/(im.width*im.height))**.5)
+    return tuple(max(1, round(o*shrink)) for o in im.size)
+
 def _is_many(o)->bool:
     "Is this a folder, or a collection of images, and not one image?"
     if isinstance(o, (str, Path)): return Path(o).is_dir()
@@ -256,8 +261,7 @@ def __call__(self:Segmenter,
 @patch
 def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
     "Scores (1,K,h,w) to the clusters of an image"
-    shrink = min(1., (4e6/(im.width*im.height))**.5) # scores of every cluster at 4 megapixels at the most
-    size = (max(1, round(im.height*shrink)), max(1, round(im.width*shrink)))
+    size = _at_most(im)[::-1] # of the scores of every cluster
     s = F.interpolate(s, size, mode="bilinear", align_corners=False)[0]
     best, clusters = s.max(0)
     conf = s.sub_(best).div_(self.tau).exp_().sum(0).reciprocal() # softmax of the winner
@@ -607,8 +611,7 @@ class OnnxSegmenter:
     )->Segmentation:
         "Segment an image of any size"
         im = _image(image)
-        shrink = min(1., (4e6/(im.width*im.height))**.5) # as in `Segmenter`
-        small = im if shrink == 1 else im.resize([max(1, round(o*shrink)) for o in im.size], Image.BILINEAR)
+        small = im if _at_most(im) == im.size else im.resize(_at_most(im), Image.BILINEAR)
         c, conf = self.session.run(None, {"images": np.asarray(small, np.float32).transpose(2, 0, 1)[None]/255})
         c, conf = (np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST)) for o in (c.astype(np.int32), conf))
         return Segmentation(c.astype(np.uint8 if len(self.labels) <= 256 else np.uint16), conf.astype(np.float16), im, self.labels, image)

@@ -12,6 +12,7 @@ from picie_nb.fpn import PiCIENet
 from picie_nb.labels import LabelSet
 from picie_nb.scenes import ToyScenes
 from picie_nb.segmenter import OnnxSegmenter, Segmenter
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 NET = "test_efficientnet"
@@ -48,7 +49,7 @@ def test_a_pickle_is_never_loaded(how, segmenter, tmp_path):
         with pytest.raises(ValueError): load_weights(create_backbone(NET, pretrained=False), bomb(name))
     f = bomb("c.safetensors")
     f = f.rename(f.with_name(f"epoch-0001-{checkpoint._digest(f)}.safetensors")) # its checksum is right
-    with pytest.raises(Exception): checkpoint._read(f)
+    with pytest.raises(SafetensorError): checkpoint._read(f)
     assert not ran.exists()
     pickle.loads(pickle.dumps(Bomb(ran))) # the bomb works
     assert ran.exists()
@@ -137,8 +138,8 @@ def test_any_bytes_are_refused(tmp_path_factory, content):
 @FUZZ
 @given(st.data())
 def test_any_label_table(data):
-    "A label set of anything is one that works, or raises ValueError, TypeError or OverflowError"
-    kw = data.draw(st.fixed_dictionaries({}, optional=dict(palette=PLAIN, ignore=PLAIN, table=PLAIN, things=PLAIN)))
+    "A label set of anything is one that works, or is refused"
+    kw = data.draw(st.fixed_dictionaries({}, optional=dict(palette=PLAIN, ignore=PLAIN, table=st.dictionaries(PLAIN.filter(lambda o: not isinstance(o, (list, dict))), PLAIN, max_size=4), things=PLAIN)))
     try: ls = LabelSet(data.draw(st.lists(st.text(max_size=4), max_size=5)), **kw)
-    except (ValueError, TypeError, OverflowError, AttributeError): return
+    except (ValueError, TypeError, OverflowError): return # OverflowError: infinity is no whole number
     assert len(ls.palette) == len(ls.names) and ls.colorize(np.zeros((2, 2), np.int64)).shape == (2, 2, 3)
