@@ -7,8 +7,8 @@ Docs: https://picie-nb.github.io/picie_nb/callback.html.md"""
 # %% auto #0
 __all__ = ['ClusterCallback', 'ClusterLoss', 'effective_clusters']
 
-# %% ../nbs/70_callback.ipynb #43b8fc66
-import copy, sys, torch, torch.nn.functional as F, torch.distributed as dist
+# %% ../nbs/70_callback.ipynb #f8308eb2
+import copy, sys, torch, torch.nn.functional as F
 from dataclasses import replace
 from functools import partial
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
+from .distributed import Team, shares, undivided
 from .transforms import Photometric, Geometric
 from .clustering import kmeans, scores, assign, sample_pixels
 from .merging import cut_tree, merge_clusters, merge_tree, typical
@@ -57,6 +58,9 @@ class ClusterCallback(Callback):
         self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
         for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
+
+    @property
+    def team(self): return Team.of(getattr(self.learn, "model", None)) # of one, without a learner
 
 # %% ../nbs/70_callback.ipynb #31c48eef
 @patch
@@ -132,10 +136,14 @@ def _check_images(x:Tensor)->Tensor:
 
 @patch
 def _batches(self:ClusterCallback, n:int=None):
-    "Batches of `n` training images on the model's device, in a fresh order; None: all"
-    dl, n = self.learn.dls.train, n or sys.maxsize
-    if type(dl).__name__ == "DistributedDL": dl = dl.dl
-    for b in (dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl):
+    "Batches of `n` training images on the model's device, in a fresh order; None: all. Processes of a team take turns, see `shares`"
+    dl, n = undivided(self.learn.dls.train), n or sys.maxsize
+    if self.team.size > 1: batches = shares(dl, self.team, n)
+    else: batches = dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl
+    for b in batches:
+        if b is None: # the others have one more
+            yield None
+            continue
         b = self.learn._set_device(b)
         yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b)[:n])
         if (n := n-len(x)) <= 0: return
@@ -150,13 +158,14 @@ def stream(self:ClusterCallback,
     least:int=0, # images, even if `n_images` is less
 ):
     "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
+    which = range(self.n_views) if augment and only is None else [only or 0]
     for i, x in enumerate(self._batches(self.n_images and max(self.n_images, least))):
-        if i and len(x) == 1 and model.training: continue # BatchNorm needs more than one image
-        drawn = self.draw(x) if augment else (None,)
-        which = range(self.n_views) if augment and only is None else [only or 0]
-        fs = model(*(self.view(i, x, drawn, self.label_scale) if augment else self.plain(x) for i in which))
-        zs = [self.feature(i, f, drawn[0]) for i, f in zip(which, fs if len(which) > 1 else [fs])]
-        yield len(x), [sample_pixels(z, self.n_pixels) for z in zs]
+        n, zs = 0, [None for _ in which]
+        if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm needs more than one image
+            n, drawn = len(x), self.draw(x) if augment else (None,)
+            fs = model(*(self.view(v, x, drawn, self.label_scale) if augment else self.plain(x) for v in which))
+            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels) for v, f in zip(which, fs if len(which) > 1 else [fs])]
+        if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
 @patch
 def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->list:
@@ -170,23 +179,24 @@ def kmeans(self:ClusterCallback,
     k:int=None, # number of clusters, default K
     init:Tensor=None, # centroids to start from, (k,D), default as the callback's `init` says
 ): # `KMeansResult`
-    "K-means with this callback's settings; on several processes, everybody gets rank 0's centroids"
+    "K-means with this callback's settings; of several processes rank 0 does it, for everybody"
     if not torch.isfinite(z).all():
         raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
     k = max(self.n_clusters, min(k or self.n_clusters, len(z))) # finer clusters than points: as fine as they are
     if k > len(z): raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} pixels to cluster: choose fewer clusters, or give more or larger images")
-    res = kmeans(z, k, n_iter=self.n_iter, init=self.init if init is None else init, spherical=self.spherical,
-                 engine=self.engine, n_init=self.n_init, generator=gen)
-    if dist.is_available() and dist.is_initialized():
-        for t in (res.centroids, res.counts): dist.broadcast(t, 0)
-    return res
+    def fit(): return kmeans(z, k, n_iter=self.n_iter, init=self.init if init is None else init, spherical=self.spherical,
+                             engine=self.engine, n_init=self.n_init, generator=gen)
+    if self.team.size == 1: return fit()
+    res = self.team.first(lambda: replace(r := fit(), centroids=r.centroids.cpu(), counts=r.counts.cpu()))
+    return replace(res, centroids=res.centroids.to(z.device), counts=res.counts.to(z.device))
 
 # %% ../nbs/70_callback.ipynb #554e3120
 @patch
 def cluster(self:ClusterCallback):
     "Freeze a snapshot of the network and fit the epoch's centroids, one set for each view"
     model = getattr(self.learn.model, "module", self.learn.model)
+    self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     self.fit_heads()
 
@@ -308,8 +318,8 @@ def fit_readout(self:ClusterCallback,
         _, (z,) = next(self.stream(model.eval(), augment=False)) # one batch of pixels is enough to compare
         model.train(mode)
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
-    self.mu_eval = mus[i]
-    if dist.is_available() and dist.is_initialized(): dist.broadcast(self.mu_eval, 0)
+    self.mu_eval = mus[i].contiguous()
+    self.team.same([self.mu_eval])
 
 @patch
 def before_validate(self:ClusterCallback):
@@ -336,8 +346,9 @@ def after_batch(self:ClusterCallback):
 
 @patch
 def after_train(self:ClusterCallback):
-    n = max(self.health.pop("n", 1), 1)
-    self.health = {**{k: float(v)/n for k, v in self.health.items()}, "clusters": effective_clusters(self.sizes)}
+    self.sizes = self.team.total(self.sizes)
+    n = max(self.team.total(self.health.pop("n", 0)), 1)
+    self.health = {**{k: self.team.total(float(self.health.get(k, "nan")))/n for k in self.terms}, "clusters": effective_clusters(self.sizes)}
     if self.labels != "start": self.snapshot = None
 
 @patch

@@ -12,10 +12,10 @@ import copy, hashlib, json, os, random, re, warnings, numpy as np, torch
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from fastai.callback.core import Callback
-from fastai.torch_core import rank_distrib
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from fastcore.foundation import L
+from .distributed import undivided
 
 # %% ../nbs/74_checkpoint.ipynb #b16ecf2c
 def _digest(path): return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
@@ -54,15 +54,13 @@ def _read(path:Path):
     if "picie_nb" not in meta: raise ValueError(f"{path} is a safetensors file, but not a checkpoint of picie_nb")
     return json.loads(meta["picie_nb"]), arrays
 
-# %% ../nbs/74_checkpoint.ipynb #d683cbf3
-def _loaders(dls): return [getattr(dl, "dl", dl) if type(dl).__name__ == "DistributedDL" else dl for dl in dls.loaders]
-
+# %% ../nbs/74_checkpoint.ipynb #3210e9b1
 def _get_rng(dls):
     "State of all random numbers: (arrays, JSON)"
     arrays = {"rng.torch": torch.get_rng_state()}
     if torch.cuda.is_available(): arrays.update({f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
     name, keys, *rest = np.random.get_state()
-    return arrays, dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], loaders=[dl.rng.getstate() for dl in _loaders(dls)])
+    return arrays, dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], loaders=[undivided(dl).rng.getstate() for dl in dls.loaders])
 
 def _set_rng(dls, arrays, js):
     state = lambda o: (o[0], tuple(o[1]), o[2])
@@ -71,7 +69,7 @@ def _set_rng(dls, arrays, js):
     if len(cuda) == torch.cuda.device_count() and cuda: torch.cuda.set_rng_state_all([arrays[k] for k in cuda])
     random.setstate(state(js["python"]))
     np.random.set_state((js["numpy"][0], np.array(js["numpy"][1], np.uint32), *js["numpy"][2:]))
-    for dl, o in zip(_loaders(dls), js["loaders"]): dl.rng.setstate(state(o))
+    for dl, o in zip(dls.loaders, js["loaders"]): undivided(dl).rng.setstate(state(o))
 
 # %% ../nbs/74_checkpoint.ipynb #ae7530ca
 def _own(t): return t.detach().cpu().contiguous().clone()
@@ -119,7 +117,7 @@ def _set_state(learn, arrays, js):
     rec.values, rec.iters, rec.lrs, rec.losses = [L(o) for o in r["values"]], r["iters"], r["lrs"], list(arrays["losses"].float())
     rec.smooth_loss.count, rec.smooth_loss.val = r["count"], arrays["smooth_loss"].to(rec.smooth_loss.val)
     if js.get("scaler") and getattr(learn, "scaler", None): learn.scaler.load_state_dict(js["scaler"])
-    if not rank_distrib(): _set_rng(learn.dls, arrays, js["rng"])
+    if not cb.team.rank: _set_rng(learn.dls, arrays, js["rng"]) # others begin each epoch with a number from rank 0
 
 # %% ../nbs/74_checkpoint.ipynb #c856e513
 def _names(ds):
@@ -134,11 +132,16 @@ def _about(learn, **more)->dict:
     net = getattr(learn.model, "module", learn.model)
     dls = learn.dls
     about = dict(epochs=learn.n_epoch, images=_names(dls.train_ds), validation=_names(dls.valid_ds) if len(dls.loaders) > 1 else None, batch=dls.bs,
+                 processes=learn.cluster.team.size,
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0, size=getattr(dls, "size", None), crop=getattr(dls, "crop", None),
                  backbone=net.backbone.name, learning=sum(p.numel() for p in net.parameters() if p.requires_grad), **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
 
 def _check_same(folder, was:dict, now:dict):
+    if (n := was.get("processes", 1)) != now["processes"]: # to go on with fewer or more is allowed
+        steps = [o["batch"]*o.get("processes", 1) for o in (was, now)]
+        if steps[0] != steps[1]: warnings.warn(f"{folder}: {n} processes trained with {steps[0]} images in a step, {now['processes']} go on with {steps[1]}: bs={steps[0]/now['processes']:g} would keep it")
+        was, now = ({k: v for k, v in o.items() if k not in ("batch", "processes")} for o in (was, now))
     diff = [f"{k}={was.get(k)!r}, not {now.get(k)!r}" for k in {**was, **now} if was.get(k) != now.get(k)]
     if diff: raise ValueError(f"{folder} belongs to a training with {'; '.join(diff)}: choose the same, or another folder")
 
@@ -168,27 +171,34 @@ class CheckpointCallback(Callback):
 
     def before_fit(self):
         if not hasattr(self.learn, "first_epoch"): raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
+        self.team = self.learn.cluster.team
+        if not (found := self.team.first(self.open)): return
+        _set_state(self.learn, found[1], found[0]["state"])
+        self.learn.first_epoch = found[0]["epoch"]
+
+    def open(self):
+        "Header and arrays of the newest sound checkpoint, if there is one to go on from"
         found = _found(self.folder)
         if found and not self.resume:
             raise ValueError(f"{self.folder} holds {found[0].name}, of an earlier training: go on with resume=True, or take another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK): raise PermissionError(f"{self.folder}: no permission to write checkpoints there")
-        if not rank_distrib():
-            _lock(self.folder)
-            for f in self.folder.glob(".checkpoint.*.tmp"): f.unlink(missing_ok=True) # of processes that were killed
+        _lock(self.folder)
+        for f in self.folder.glob(".checkpoint.*.tmp"): f.unlink(missing_ok=True) # of processes that were killed
         for path in found:
             try: header, arrays = _read(path)
             except (ValueError, OSError, SafetensorError) as e:
                 warnings.warn(f"{e}; going on from the one before")
                 continue
             _check_same(self.folder, header["about"], _about(self.learn, **self.about))
-            _set_state(self.learn, arrays, header["state"])
-            self.learn.first_epoch = header["epoch"]
-            return
+            return header, arrays
         if found: raise ValueError(f"{self.folder}: none of {len(found)} checkpoints is sound. Remove them to start again")
 
     def after_epoch(self):
-        if rank_distrib() or not hasattr(self.learn, "n_epoch"): return
+        if hasattr(self.learn, "n_epoch"): self.team.first(self.save)
+
+    def save(self):
+        "Write the checkpoint of this epoch, and remove old ones"
         arrays, state = _get_state(self.learn)
         _write(self.folder, self.epoch+1, arrays, dict(epoch=self.epoch+1, about=_about(self.learn, **self.about), state=state))
         for old in _found(self.folder)[self.keep:]: old.unlink(missing_ok=True)

@@ -26,7 +26,8 @@ def command(f):
     def _f(*args, **kwargs):
         if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages
         given = inspect.signature(f).bind(*args, **kwargs).arguments
-        silent, before = given.get("quiet") or given.get("json") == "-", _output.set(sys.stdout)
+        silent = given.get("quiet") or given.get("json") == "-" or is_cli(cmd) and int(os.environ.get("RANK", 0)) # of several processes, the first one speaks
+        before = _output.set(sys.stdout)
         try:
             with redirect_stdout(io.StringIO()) if silent else nullcontext(): return f(*args, **kwargs)
         except KeyboardInterrupt as e:
@@ -71,7 +72,9 @@ def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
     rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
     print(" ".join(f"{n:>10}" for n in names))
     for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=PrintRows(), **kwargs)
+    from fastai.torch_core import num_distrib
+    with learn.distrib_ctx() if num_distrib() else nullcontext(), learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, cbs=PrintRows(), **kwargs)
     return rows
 
 def _seed(seed:int):
@@ -117,7 +120,7 @@ def picie_train(
     epochs:int=10, # passes over the training images
     size:int=224, # short side of the images in the network, in pixels
     oversample:float=2, # crops are cut from images this much larger than the input, so that they stay sharp
-    bs:int=16, # images in a batch
+    bs:int=16, # images in a batch, of each process if there are several
     seed:int=0, # seed of all randomness
     draws:int=5, # K-means draws that a score is averaged over
     out:str="segmenter.safetensors", # where to write the segmenter
@@ -143,6 +146,7 @@ def picie_train(
     if resume and not _found(run):
         if out.exists(): return print(f"{out} is there, and {run} holds nothing to go on from: nothing to do")
         print(f"{run} holds no checkpoint: starting from the beginning")
+    first = _first()
     _seed(seed)
     kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample, seed=seed,
               crop="center" if fixed else "random", valid_crop="center" if square else None)
@@ -156,12 +160,13 @@ def picie_train(
     scored = any(hasattr(m, "cm") for m in learn.metrics)
     if not scored: print("no masks, so there will be no score")
     if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
-    try: report = _train(learn, epochs, draws if scored else 0, about=about, checkpoint=run, resume=resume)
+    try: report = _train(learn, epochs, draws if scored and first else 0, about=about, checkpoint=run, resume=resume)
     except KeyboardInterrupt:
         if not _found(run): raise # no epoch is complete
         print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
         learn.segmenter().save(out)
         raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. To go on, give the same command with --resume") from None
+    if not first: return # the first process has all that there is to write
     report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
                   masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,
                   size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
@@ -184,6 +189,15 @@ def _changes(config:str)->dict:
         try: res[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError): res[name.strip()] = value.strip()
     return res
+
+def _first()->bool:
+    "Is this the first process of a training, or the only one? Of several, each gets its GPU"
+    from fastai.torch_core import default_device, num_distrib, rank_distrib
+    if num_distrib():
+        try: from accelerate import PartialState
+        except ImportError: raise ImportError("training in several processes needs accelerate: pip install accelerate") from None
+        PartialState(cpu=default_device().type == "cpu")
+    return not rank_distrib()
 
 def _remove(run):
     "Remove checkpoints, and their folder if it holds nothing else"

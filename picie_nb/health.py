@@ -15,6 +15,7 @@ from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
 from fastcore.basics import patch
 from .clustering import scores
+from .distributed import undivided
 from .metrics import confusion, hungarian
 from .selection import label_free
 
@@ -72,7 +73,7 @@ def after_train(self:ClusterHealth):
 @torch.no_grad()
 def after_validate(self:ClusterHealth):
     cb, n, xs = self.learn.cluster, self.n_images, []
-    for b in self.learn.dls.valid:
+    for b in undivided(self.learn.dls.valid): # the same images for each of several processes
         xs.append(self.learn._set_device(b)[0].as_subclass(Tensor)[:n])
         if (n := n-len(xs[-1])) <= 0: break
     net = getattr(self.learn.model, "module", self.learn.model) # in evaluation mode, after validation

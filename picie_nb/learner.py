@@ -19,7 +19,8 @@ from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastai.callback.schedule import ParamScheduler
-from fastai.torch_core import params
+from fastai.callback.progress import ProgressCallback
+from fastai.torch_core import params, rank_distrib
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from .labels import LabelSet, palette
@@ -32,6 +33,7 @@ from .refine import flipped, refined_scores
 from .selection import label_free
 from .losses import PiCIELoss
 from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
+from .distributed import TeamTrainer
 from .callback import ClusterCallback, ClusterLoss
 from .variants import PublishedCallback, MDCCallback, MDCLoss
 from .teachers import TeacherCallback
@@ -195,6 +197,12 @@ class PiCIELearner(Learner):
             for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
                 self.epoch = epoch
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def to_distributed(self, sync_bn=True, **kwargs):
+        "As fastai's, with a `TeamTrainer`; `distrib_ctx` calls it"
+        self.add_cb(TeamTrainer(sync_bn, **kwargs))
+        if rank_distrib(): self.remove_cb(ProgressCallback)
+        return self
 
     def load(self, *args, **kwargs):
         "As fastai's; other weights need other centroids, which are found when they are next used"

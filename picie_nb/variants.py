@@ -77,7 +77,7 @@ def cluster(self:PublishedCallback):
     "Centroids first, by the network in the mode `cluster_batchnorm`, then the snapshot that makes labels"
     model = getattr(self.learn.model, "module", self.learn.model)
     mode = model.training
-    if self.fixed_views: self.seed = torch.randint(2**31, (1,)).item()
+    if self.fixed_views: self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
     model.train(self.cluster_batchnorm == "train")
     passes = [self.stream(model, only=i) for i in range(self.n_views)] # one view after the other ...
     if self.cluster_batchnorm == "eval": passes = [self.stream(model)] # ... unless the order has no effect
@@ -125,12 +125,13 @@ def count(self:PublishedCallback,
     "Sizes of all clusters when every pixel of the training images is labelled"
     res = [[torch.zeros_like(r.counts) for r in rs] for rs in results]
     for x in self._batches():
+        if x is None: continue
         *xs, g = self.views(x)
         for i, v in enumerate(xs):
             z = self.feature(i, self.snapshot(v), g)
             for rs, ns in zip(results, res):
                 ns[i] += assign(z, rs[i].centroids, self.metric).flatten().bincount(minlength=len(ns[i]))
-    return res
+    return [[self.team.total(n) for n in ns] for ns in res]
 
 # %% ../nbs/72_variants.ipynb #d343c263
 @patch
@@ -197,6 +198,7 @@ def before_train(self:MDCCallback):
     if not self.parametric: return
     for c in self._classifiers():
         c.reset()
+        self.team.same(c.parameters())
         for p in c.parameters(): self.learn.opt.state.pop(p, None) # Adam forgets them too
 
 @patch

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["callback", "segmenter", "protocols", "datasets", "selection"], ["variants", "teachers", "checkpoint", "health", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
+LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["distributed", "segmenter", "protocols", "datasets", "selection"], ["callback"], ["variants", "teachers", "checkpoint", "health", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
 WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "fpn", "segmenter", "gallery", "widgets"]
 
 
