@@ -13,6 +13,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
+from .transforms import _full_precision
 
 # %% ../nbs/31_fpn.ipynb #ca7ccd68
 def upsample_by(
@@ -153,7 +154,7 @@ def pca_init_(
     weights,stats,p = _stage_weights(net.fpn.strides, stage_weights),StreamingCovariance(),next(net.parameters())
     keep = [i for i,w in enumerate(weights) if w]
     pick = lambda o: [o[i] for i in keep]
-    with _evaluating(net), torch.autocast(p.device.type, enabled=False):
+    with _evaluating(net), _full_precision(p):
         for b in images.split(8) if torch.is_tensor(images) else images:
             feats = net.backbone((b[0] if isinstance(b, (tuple,list)) else b).to(p))
             stats.update(_stack(pick(feats), pick(net.fpn.strides)).transpose(0,1).flatten(1).T.float())
