@@ -4,7 +4,7 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test notebooks docs bench sync clean
+.PHONY: help demo test notebooks docs bench cover sync clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -40,6 +40,9 @@ docs: .venv/.dev ## build the documentation site into _docs/
 
 bench: .venv/.dev ## measure speed on this machine, in ratios (about 20 minutes)
 	python bench/run.py
+
+cover: .venv/.dev ## which lines do tests and notebooks run? (half an hour)
+	python tools/cover.py
 
 clean: ## remove what was built
 	rm -rf _docs _proc build dist demo *.egg-info
