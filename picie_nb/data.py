@@ -54,7 +54,7 @@ def _open(path, f):
     try:
         with Image.open(path) as im: return f(im)
     except FileNotFoundError: raise FileNotFoundError(f'{path} does not exist') from None
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    except (ValueError,TypeError) as e: raise ValueError(f'{path}: {e}') from e
     except (OSError,SyntaxError,EOFError,Image.DecompressionBombError) as e:
         raise ValueError(f'{path} cannot be read: {e}. Is it cut short, or no image? Replace or remove it') from e
 

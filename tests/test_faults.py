@@ -1,10 +1,10 @@
 "What users really have in their folders: every fault gives one clear message, or the right result."
-import io, os, struct, sys, warnings, zlib
+import io, os, re, struct, sys, warnings, zlib
 from pathlib import Path
 import numpy as np
 import pytest, torch
 from PIL import Image
-from picie_nb.cli import picie_check, picie_gallery, picie_segment, picie_train
+from picie_nb.cli import picie_check, picie_evaluate, picie_gallery, picie_segment, picie_train
 from picie_nb.data import image_files, picie_dls, readable
 from picie_nb.fpn import PiCIENet
 from picie_nb.backbone import create_backbone
@@ -173,3 +173,55 @@ def test_not_a_number(photos, tmp_path):
     with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match="in batch 2 of epoch 2") as e: learn.fit(3, checkpoint=tmp_path/"run", cbs=Poison())
     assert "lower the learning rate" in str(e.value)
     assert [f.name[:10] for f in (tmp_path/"run").glob("epoch-*")] == ["epoch-0001"]
+
+
+def values(f, change):
+    "Change the numbers of a mask"
+    Image.fromarray(change(np.asarray(Image.open(f)))).save(f)
+
+def fraction(f):
+    Image.fromarray(np.asarray(Image.open(f)).astype(np.float32)).save(f.with_suffix(".tif"))
+    f.unlink()
+
+def lossy(f):
+    Image.open(f).save(f.with_suffix(".jpg"))
+    f.unlink()
+
+ONE, ALL = (lambda fs: fs[:1]), (lambda fs: fs)
+MASKS = { # name: (which of them, what is done, what training says, what evaluating says; None if it works)
+    "missing": (ONE, Path.unlink, "1 of 8 images have no mask", "have no truth"),
+    "none at all": (ALL, Path.unlink, "no images in", "no images in"),
+    "smaller": (ONE, lambda f: Image.open(f).resize((20, 20)).save(f), None, 'ask for resize="nearest"'),
+    "another shape": (ONE, lambda f: Image.open(f).resize((30, 48)).save(f), "different proportions", "another shape"),
+    "unknown value": (ONE, lambda f: values(f, lambda a: np.where(a == a.max(), 77, a).astype(np.uint8)), "holds values [77]", "holds values [77]"),
+    "one void": (ONE, lambda f: values(f, lambda a: np.full_like(a, 255)), None, None),
+    "all void": (ALL, lambda f: values(f, lambda a: np.full_like(a, 255)), "are all masks void?", "are all masks void?"),
+    "saved as grey RGB": (ALL, lambda f: Image.open(f).convert("RGB").save(f), None, None),
+    "colours": (ONE, lambda f: Image.merge("RGB", [Image.open(f).convert("L"), *Image.new("RGB", (48, 48), (1, 2, 3)).split()[:2]]).save(f), "has colours", "colours"),
+    "JPEG": (ALL, lossy, "holds values", "not JPEG"),
+    "cut": (ONE, lambda f: f.write_bytes(f.read_bytes()[:60]), "cannot be read", "cannot be read"),
+    "no bytes": (ONE, lambda f: f.write_bytes(b""), "cannot be read", "cannot be read"),
+    "text": (ONE, lambda f: f.write_text("mask"), "cannot be read", "cannot be read"),
+    "bomb": (ONE, lambda f: f.write_bytes(bomb()), "cannot be read", "cannot be read"),
+    "16 bits": (ALL, lambda f: values(f, lambda a: a.astype(np.uint16)), None, None),
+    "one bit": (ALL, lambda f: Image.open(f).point(lambda v: 255*(v > 0)).convert("1").save(f), None, None),
+    "fractions": (ONE, fraction, "whole numbers", "fractions"),
+    "two for one image": (ONE, lambda f: Image.open(f).save(f.with_suffix(".tif")), "fits 2 masks", "have the same name"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_mask(name, photos, tmp_path):
+    "Masks are read for scores only, before the first epoch: a fault costs no training, and is told with the file's name"
+    which, change, *says = MASKS[name]
+    masks, out = photos.parent/"masks", tmp_path/"m.safetensors"
+    SCENES.save(tmp_path/"pred")
+    for f in which(sorted(masks.iterdir())): change(f)
+    def train(): return picie_train(str(photos), valid=str(photos), masks=str(masks), labels="toyscenes", out=str(out), **SMALL)
+    def evaluate(): return picie_evaluate(str(tmp_path/"pred"/"masks"), str(masks), labels="toyscenes", quiet=True)
+    for f, says in zip((train, evaluate), says):
+        if not says: assert f()
+        else:
+            with pytest.raises((ValueError, OSError), match=re.escape(says)) as e: f()
+            assert "masks" in str(e.value) and "\n" not in str(e.value)
+    assert out.exists() == (not MASKS[name][2]) and not (tmp_path/"m.run").exists()

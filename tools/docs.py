@@ -1,25 +1,99 @@
-"""Build the documentation site into _docs/, without Quarto.
+"""Build the documentation site into _docs/, without Quarto: `python tools/docs.py`
 
-nbdev processes the notebooks (links, API tables, hidden cells) into _proc/; smalldocs renders them.
+nbdev processes the notebooks (links, API tables, hidden cells) into _proc/; smalldocs renders them. Around that:
+pages are called as Quarto would call them (70_callback.ipynb becomes callback.html), each offers its notebook,
+and equations are turned into MathML, which browsers show without any script or font from elsewhere.
 The same nbs/_quarto.yml serves `quarto render _proc` where Quarto is installed.
 """
-import os, shutil, subprocess, sys
+import html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SITE, REPO, BRANCH = "https://picie-nb.github.io/picie_nb/", "picie-nb/picie_nb", "main"
 
+
+def page_name(nb): return re.sub(r"^\d+[a-z]?_", "", nb)
+
+def rename(proc:Path)->dict:
+    "Give processed notebooks the names of their pages, and links the new names. Returns {new path: path of the source}"
+    nbs = [p for p in sorted(proc.rglob("*.ipynb")) if ".ipynb_checkpoints" not in str(p)]
+    new = {p.name: page_name(p.name) for p in nbs}
+    source = {}
+    for p in nbs:
+        q = p.with_name(new[p.name])
+        source[str(q.relative_to(proc))] = str(p.relative_to(proc))
+        text = p.read_text(encoding="utf-8")
+        for old, name in new.items():
+            if old != name: text = re.sub(rf"(?<=[(/\"]){re.escape(old)}(?=[)#\"])", name, text)
+        nb = json.loads(text)
+        add_links(nb, source[str(q.relative_to(proc))])
+        p.unlink()
+        q.write_text(json.dumps(nb), encoding="utf-8")
+    yml = proc/"_quarto.yml"
+    yml.write_text(re.sub(r"\b\d+[a-z]?_(\w+\.ipynb)", r"\1", yml.read_text(encoding="utf-8")), encoding="utf-8")
+    return source
+
+def add_links(nb, source):
+    "Below the table of contents: the notebook itself"
+    links = [("Open in Colab", "play-circle", f"https://colab.research.google.com/github/{REPO}/blob/{BRANCH}/nbs/{source}"),
+             ("Download notebook", "download", f"https://github.com/{REPO}/raw/{BRANCH}/nbs/{source}")]
+    yml = "code-links:\n" + "".join(f"  - text: {t}\n    icon: {i}\n    href: {h}\n" for t, i, h in links)
+    first = nb["cells"][0]
+    text = "".join(first["source"])
+    if first["cell_type"] == "raw" and text.startswith("---\n"): first["source"] = "---\n"+yml+text[4:]
+    else: nb["cells"].insert(0, {"cell_type": "raw", "metadata": {}, "source": f"---\n{yml}---\n"})
+
+def mathml(tex:str, display:bool)->str:
+    "An equation as MathML"
+    from latex2mathml.converter import convert
+    return convert(tex, display="block" if display else "inline")
+
+def offline(page:str)->str:
+    "A page that loads nothing from elsewhere: equations as MathML"
+    def one(m): return f'<span class="math {m[1]}">{mathml(html.unescape(m[2]), m[1] == "display")}</span>'
+    page = re.sub(r'<span class="math (inline|display)">\\[\[(](.*?)\\[\])]</span>', one, page, flags=re.S)
+    return re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>|<script>[^<]*renderMathInElement[^<]*</script>', "", page)
+
+def finish(docs:Path, source:dict):
+    "Equations, links to sources, and links between pages of the site; nothing is loaded from elsewhere"
+    for f in docs.rglob("*.css"): f.write_text(re.sub(r"@import url\(\"?https?:[^)]*\);?", "", f.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copytree("nbs/images", docs/"images", dirs_exist_ok=True)
+    for f in docs.rglob("*.html"):
+        text = offline(f.read_text(encoding="utf-8"))
+        up = "../"*len(f.relative_to(docs).parts[:-1])
+        text = re.sub(rf'href="{re.escape(SITE)}([\w/]+\.html)(#[^"]*)?"', lambda m: f'href="{up}{m[1]}{m[2] or ""}"' if (docs/m[1]).exists() else m[0], text)
+        text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
+        for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
+        f.write_text(text, encoding="utf-8")
+    ids = {f: set(re.findall(r'\bid="([^"]+)"', f.read_text(encoding="utf-8"))) for f in docs.rglob("*.html")}
+    for f in ids: f.write_text(anchors(f, ids), encoding="utf-8")
+
+def anchors(f:Path, ids:dict)->str:
+    "A page whose links to names lead to headings that are there: that of the class, if a method has none; private names are no links"
+    def one(m):
+        page, name, text = f if not m[1] else (f.parent/m[1]).resolve(), m[2], m[3]
+        known = next((v for k, v in ids.items() if k.resolve() == page.resolve()), None)
+        if known is None or name in known: return m[0]
+        return f'<a href="{m[1]}#{name.split(".")[0]}">{text}</a>' if name.split(".")[0] in known else text
+    return re.sub(r'<a href="([\w./]*\.html|)#([\w.]+)">(<code>[^<]*</code>)</a>', one, f.read_text(encoding="utf-8"))
+
+def spelling():
+    "Words that are spelled wrong, in prose, code and comments"
+    files = subprocess.run(["git", "ls-files", "*.md", "*.py", "*.ini", "*.yml", "nbs/*.ipynb"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    return subprocess.run([str(Path(sys.executable).parent/"codespell"), "--toml", str(ROOT/"pyproject.toml"), *files], cwd=ROOT).returncode
 
 def main():
     os.chdir(ROOT)
     from nbdev.doclinks import _build_modidx
     from nbdev.serve import proc_nbs
+    if spelling(): sys.exit("these words are spelled wrong: mend them, or add them to [tool.codespell] in pyproject.toml")
     _build_modidx()
-    shutil.rmtree("_proc", ignore_errors=True)
-    shutil.rmtree("_docs", ignore_errors=True)
+    for d in ("_proc", "_docs"): shutil.rmtree(d, ignore_errors=True)
     proc_nbs(n_workers=2)
-    smalldocs = Path(sys.executable).parent/"smalldocs"
-    subprocess.run([str(smalldocs), "render", "_proc"], check=True)
+    source = rename(Path("_proc"))
+    subprocess.run([str(Path(sys.executable).parent/"smalldocs"), "render", "--quiet", "_proc"], check=True)
     shutil.move("_proc/_docs", "_docs")
+    finish(Path("_docs"), source)
     pages = len(list(Path("_docs").rglob("*.html")))
     print(f"{pages} pages in _docs/; look at them with: python -m http.server -d _docs")
 
