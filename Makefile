@@ -4,9 +4,9 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test notebooks docs bench cover sync clean
+.PHONY: help demo test notebooks new-notebook docs bench cover sync clean
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,9 @@ sync: .venv/.dev ## notebooks -> package and README; clean the notebooks
 	nbdev-export
 	nbdev-clean
 	python tools/readme.py
+
+new-notebook: .venv/.dev ## begin one: make new-notebook NAME=43_distances TITLE="Distances" SUBTITLE="How far is far"
+	python tools/new_notebook.py "$(NAME)" "$(TITLE)" "$(SUBTITLE)"
 
 docs: .venv/.dev ## build the documentation site into _docs/
 	python tools/docs.py
