@@ -130,7 +130,7 @@ def picie_train(
     num_workers:int=0, # processes that load images
 ):
     "Train a segmenter on a folder of images, without labels"
-    from picie_nb.checkpoint import _found
+    from picie_nb.checkpoint import _found, _locks
     from picie_nb.gallery import contact_sheet
     from picie_nb.segmenter import _replacing
     from picie_nb.learner import picie_config, picie_learner
@@ -166,6 +166,9 @@ def picie_train(
         print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
         learn.segmenter().save(out)
         raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. To go on, give the same command with --resume") from None
+    except Exception:
+        if run.resolve() in _locks and not _found(run): _remove(run) # it is ours, and holds nothing
+        raise
     if not first: return # the first process has all that there is to write
     report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
                   masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,

@@ -114,3 +114,28 @@ def test_disk_full(tmp_path):
     told = json.loads(res.stdout.splitlines()[-1])
     assert told["code"] == 0 and told["same"] and len(told["left"]) == 1 and told["left"][0].startswith("epoch-0001-"), told
     assert "could not be written" in res.stdout and "Earlier ones are as they were" in res.stdout
+
+
+def test_read_only(tmp_path, monkeypatch):
+    "A folder that cannot be written to, or that turns read-only during a training: one sentence, and what was there stays"
+    import errno
+    from picie_nb import checkpoint
+    from picie_nb.learner import picie_learner
+    from picie_nb.scenes import ToyScenes
+    def train(n=2, **kw):
+        learn = picie_learner(ToyScenes(n=12, size=32, seed=0).dls(bs=4, valid=.25, seed=0), "test_efficientnet", 4, pretrained=False)
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, checkpoint=tmp_path/"run", **kw)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint.os, "access", lambda *a: False)
+        with pytest.raises(PermissionError, match="no permission to write checkpoints there"): train()
+    real, calls = checkpoint.save_file, []
+    def read_only(arrays, path, **kw):
+        calls.append(path)
+        if len(calls) == 2: raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(arrays, path, **kw)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "save_file", read_only)
+        with pytest.raises(OSError, match="the checkpoint of epoch 2 could not be written .*Read-only file system.*Earlier ones are as they were"): train()
+    assert [f.name[:10] for f in checkpoint._found(tmp_path/"run")] == ["epoch-0001"] and not list((tmp_path/"run").glob("*.tmp"))
+    train(resume=True)
+    assert checkpoint._found(tmp_path/"run")[0].name.startswith("epoch-0002")
