@@ -197,8 +197,7 @@ def _first()->bool:
     "Is this the first process of a training, or the only one? Of several, each gets its GPU"
     from fastai.torch_core import default_device, num_distrib, rank_distrib
     if num_distrib():
-        try: from accelerate import PartialState
-        except ImportError: raise ImportError("training in several processes needs accelerate: pip install accelerate") from None
+        from accelerate import PartialState
         PartialState(cpu=default_device().type == "cpu")
     return not rank_distrib()
 

@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.distributed import DistributedDL, DistributedTrainer
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, num_distrib
 from fastcore.basics import noop
 from fastcore.foundation import L
 
@@ -63,8 +63,8 @@ class Team:
         ts # tensors, of equal shapes in all processes
     ):
         "Overwrite tensors by those of rank 0"
+        if self.size == 1: return
         for t in ts:
-            if self.size == 1: return
             if not t.is_contiguous(): raise ValueError("only contiguous tensors can be overwritten")
             dist.broadcast(t, 0)
 
@@ -138,6 +138,8 @@ class TeamTrainer(DistributedTrainer):
         self.learn.model = self.accelerator.prepare(nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net)
         self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.old_dls]
         self.team = Team.of(self.learn.model)
+        if num_distrib() > self.team.size:
+            raise ValueError(f"{num_distrib()} processes were started, but accelerate does not join them: without GPUs, use distrib_ctx(cpu=True), and PartialState(cpu=True) before it")
         if self.team.rank: self.learn.logger = noop
 
     def _wrap_dl(self, dl):

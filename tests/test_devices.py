@@ -34,8 +34,7 @@ def test_training(name):
     with elsewhere(): there, *same = train(True, **VARIANTS[name])
     assert isinstance(there.cluster.mu_eval, Far) and all(isinstance(p, Far) for p in there.model.parameters())
     for a, b in zip(here.history(), there.history()): assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
-    assert numbers == pytest.approx(same, rel=1e-4) if isinstance(numbers[1], float) else numbers[0] == pytest.approx(same[0], rel=1e-4)
-    assert numbers[1] == pytest.approx(same[1], rel=1e-3)
+    for a, b in zip(numbers, same): assert a == pytest.approx(b, rel=1e-3) # mIoU, and figures without labels
 
 def test_pieces():
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 import json, math, os, re, shutil, subprocess, sys, numpy as np, pytest
 from pathlib import Path
 
-pytest.importorskip("accelerate")
 JOB = Path(__file__).with_name("distributed_job.py")
 
 def job(folder, n, *choices, fails=False):

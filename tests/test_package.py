@@ -1,5 +1,6 @@
 "What is installed: wheel, sdist, imports, the public names, the layers."
-import ast, os, subprocess, sys, tarfile, zipfile
+import ast, os, re, subprocess, sys, tarfile, zipfile
+from importlib.metadata import packages_distributions
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -34,6 +35,19 @@ def test_wheel_installs_and_imports(dists, tmp_path):
     res = python("import sys; sys.path.insert(0, sys.argv[1]); import picie_nb.all as a, picie_nb; print(picie_nb.__file__, picie_nb.__version__, a.picie_learner.__name__)",
                  str(tmp_path), cwd=tmp_path)
     assert res.stdout.split() == [str(tmp_path/"picie_nb"/"__init__.py"), _version(), "picie_learner"], res.stderr
+
+
+def test_requirements_suffice():
+    "Everything imports without the packages that only extras bring"
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT/"settings.ini")
+    name = lambda line: re.split(r"[<>=;\[ ]", line.strip())[0].lower().replace("_", "-")
+    asked = {k: {name(o) for o in v.splitlines() if o.strip()} for k, v in cfg["DEFAULT"].items() if k.endswith("requirements")}
+    extra = set().union(*(v for k, v in asked.items() if k != "requirements"))-asked["requirements"]
+    blocked = [m for m, ds in packages_distributions().items() if {d.lower().replace("_", "-") for d in ds} <= extra]
+    assert {"onnx", "nbdev", "hypothesis"} <= set(blocked) and "accelerate" not in blocked
+    res = python(f"import sys; sys.modules.update(dict.fromkeys({blocked})); import picie_nb.all, picie_nb.distributed, picie_nb.cli", cwd=ROOT)
+    assert res.returncode == 0, res.stderr
 
 
 def test_wheel_metadata(dists):

@@ -82,6 +82,11 @@ def test_equations(site):
         assert not re.search(r'class="math (inline|display)">\s*\\', text) and "katex" not in text, f.name
     assert count > 100
 
+def test_docstrings_lead_to_pages(site):
+    "The address in the docstring of every module"
+    found = [m for f in (ROOT/"picie_nb").glob("*.py") for m in re.findall(rf"^Docs: {re.escape(HERE)}(\S+?)\"*$", f.read_text(), re.M)]
+    assert len(found) > 20 and [m for m in found if not (site/m).is_file()] == []
+
 def test_extras(site):
     "For search engines, language models, social sites, and readers who are lost"
     index = (site/"index.html").read_text()

@@ -57,6 +57,7 @@ def offline(page:str)->str:
 def finish(docs:Path, source:dict):
     "Equations, links to sources, and links between pages of the site; nothing is loaded from elsewhere"
     for f in docs.rglob("*.css"): f.write_text(re.sub(r"@import url\(\"?https?:[^)]*\);?", "", f.read_text(encoding="utf-8")), encoding="utf-8")
+    for f in docs.rglob("*.llms.md"): shutil.copy(f, f.with_name(f.name.replace(".llms.md", ".html.md"))) # as docstrings call them
     shutil.copytree("nbs/images", docs/"images", dirs_exist_ok=True)
     for f in docs.rglob("*.html"):
         text = offline(f.read_text(encoding="utf-8"))
