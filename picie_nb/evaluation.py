@@ -266,7 +266,7 @@ def plot_confusion(self:Evaluation,
 # %% ../nbs/62_evaluation.ipynb #676b6e5f
 def _frame(x, y):
     from matplotlib.patches import Rectangle
-    return Rectangle((x-.5, y-.5), 1, 1, fill=False, ec="tab:orange", lw=1.3)
+    return Rectangle((x-.5, y-.5), 1, 1, fill=False, ec=".15", lw=1.3)
 
 def _ticks(ax, names, order):
     "All classes by name; every cluster's number, or with very many of them every few"

@@ -93,7 +93,7 @@ def plot(self:ClusterHealth,
     fig, axs = plt.subplots(1, len(names), figsize=figsize)
     for ax, c in zip(axs, names):
         v = [r.get(c, float("nan")) for r in self.rows]
-        ax.plot(range(1, len(v)+1), v, marker="o", ms=4)
+        ax.plot(range(1, len(v)+1), v, marker="o", ms=4, color=".3")
         ax.set(title=c, xlabel="epoch", xlim=(.5, len(v)+.5), ylim=(0, max(1.15*np.nanmax(v), 1.15) if c in ("clusters", "empty") else 1.05))
         ax.xaxis.get_major_locator().set_params(integer=True)
     fig.tight_layout()

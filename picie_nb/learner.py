@@ -318,8 +318,9 @@ def plot_history(self:PiCIELearner,
     panels = [[n for n in p if n in h[0]] for p in (("within", "cross"), ("clusters",), ("accuracy", "miou"))]
     panels = [p for p in panels if p]
     fig, axs = plt.subplots(1, len(panels), figsize=figsize or (3*len(panels), 2.5), squeeze=False)
+    colours = dict(within="C2", cross="C3", accuracy="C4", miou="C5")
     for ax, names in zip(axs[0], panels):
-        for n in names: ax.plot(range(1, len(h)+1), [o[n] for o in h], marker="o", label=n)
+        for n, m in zip(names, "os"): ax.plot(range(1, len(h)+1), [o[n] for o in h], m+"-", label=n, color=colours.get(n, ".3"))
         ax.set(xlabel="epoch", xticks=range(1, len(h)+1) if len(h) < 11 else None)
         ax.legend(frameon=False)
     fig.tight_layout()

@@ -271,7 +271,7 @@ def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
     clusters, conf = (enlarge(o).cpu().numpy() for o in (clusters, conf))
     return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels, source)
 
-# %% ../nbs/80_segmenter.ipynb #ac385be6
+# %% ../nbs/80_segmenter.ipynb #9a2c3b22
 class Segmentations:
     "Segmentations of many images, made while one goes through them; `failed` holds those that could not be read"
     def __init__(self,
@@ -480,7 +480,7 @@ def _check_shapes(path, arrays, make):
     if diff := [k for k in {**want, **got} if want.get(k) != got.get(k)]:
         raise ValueError(f"{path}: the weights do not fit the backbone in the header: {diff[0]} is {tuple(got.get(diff[0], ()))}, not {tuple(want.get(diff[0], ()))}")
 
-# %% ../nbs/80_segmenter.ipynb #e5749794
+# %% ../nbs/80_segmenter.ipynb #cde13de7
 @patch(cls_method=True)
 def load(cls:Segmenter,
     path, # a file written by `Segmenter.save`
@@ -564,7 +564,7 @@ def _cubic():
     try: yield
     finally: torch.onnx.unregister_custom_op_symbolic(name, 18)
 
-# %% ../nbs/80_segmenter.ipynb #11b53edb
+# %% ../nbs/80_segmenter.ipynb #19fdf1f5
 @patch
 def to_onnx(self:Segmenter,
     path, # file to write, by convention ending in .onnx
@@ -587,7 +587,7 @@ def to_onnx(self:Segmenter,
         onnx.save(model, tmp)
     return path
 
-# %% ../nbs/80_segmenter.ipynb #98c4b528
+# %% ../nbs/80_segmenter.ipynb #9abb2e0c
 class OnnxSegmenter:
     "Segment images by onnxruntime, with a file that `Segmenter.to_onnx` wrote"
     def __init__(self,
@@ -616,7 +616,7 @@ class OnnxSegmenter:
         c, conf = (np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST)) for o in (c.astype(np.int32), conf))
         return Segmentation(c.astype(np.uint8 if len(self.labels) <= 256 else np.uint16), conf.astype(np.float16), im, self.labels, image)
 
-# %% ../nbs/80_segmenter.ipynb #f26af5ad
+# %% ../nbs/80_segmenter.ipynb #6c8d27bc
 @patch
 def to_torch(self:Segmenter,
     path, # file to write, by convention ending in .pt2

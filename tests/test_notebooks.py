@@ -68,6 +68,64 @@ def test_directives_are_yaml(nb):
             if l.startswith("#| fig-alt"): assert ": " not in l.partition(": ")[2], l
 
 
+LESSONS = [p for p in NBS if p.stem != "index"]
+lesson = pytest.mark.parametrize("nb", LESSONS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
+
+@lesson
+def test_ends_in_exercises(nb):
+    "A recap, three exercises, and for each of them a solution that is folded, in Jupyter and on the site"
+    text = "\n\n".join(map(source, cells(nb, "markdown")))
+    assert "## Recap" in text
+    exercises = text.partition("## Exercises")[2]
+    assert re.findall(r"^(\d)\. \S", exercises.partition("<details>")[0], re.M) == ["1", "2", "3"]
+    folds = [c for c in cells(nb) if "code-fold" in directives(c)]
+    for c in folds: assert c["metadata"]["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+    told = re.findall(r"<summary>Solution (\d)</summary>\n\n.+?\n\n</details>", exercises, re.S)+[re.search(r"code-summary: Solution (\d)$", source(c), re.M)[1] for c in folds]
+    assert sorted(set(told)) == ["1", "2", "3"]
+
+
+def reading_order(): return re.findall(r"([\w/]+)\.ipynb", (ROOT/"nbs/_quarto.yml").read_text(encoding="utf-8").partition("contents:")[2])
+
+def test_reading_order_is_complete():
+    assert sorted(reading_order()) == sorted(str(p.relative_to(ROOT/"nbs").with_suffix("")) for p in NBS)
+
+@pytest.mark.parametrize("i", range(2, len(reading_order())), ids=lambda i: reading_order()[i])
+def test_says_what_comes_before_and_next(i):
+    order = reading_order()
+    text = "\n".join(map(source, cells(ROOT/"nbs"/f"{order[i]}.ipynb", "markdown")))
+    missing = [o for o in (order[i-1], *order[i+1:i+2]) if o.split("/")[-1] not in text]
+    assert missing == []
+
+
+@every
+def test_begins_on_colab_with_pip(nb):
+    install = [c for c in cells(nb) if "[ -e /content ]" in source(c)]
+    assert len(install) == 1 and directives(install[0]) == {"hide", "eval"}
+
+
+def test_colours_of_lines_are_apart():
+    "Lines and arrows of all figures, as they look to usual eyes, and to those without red, green or blue cones"
+    import numpy as np
+    from matplotlib import style
+    from matplotlib.colors import to_rgb
+    from picie_nb.labels import _looks
+    style.use("default")
+    with style.context("picie_nb.figures"):
+        from matplotlib import rcParams
+        colours = 255*np.array([to_rgb(o) for o in rcParams["axes.prop_cycle"].by_key()["color"]])
+    seen = _looks(np.concatenate([colours, [[255]*3]]))
+    far = np.linalg.norm(seen[:,:,None]-seen[:,None], axis=-1)
+    assert far[:, ~np.eye(len(colours)+1, dtype=bool)].min() > .1
+
+@every
+def test_figures_have_one_style(nb):
+    "Clusters and classes have the colours of `palette`, lines those of `picie_nb.figures`"
+    code = "\n".join(map(source, cells(nb)))
+    if "plt." in code: assert 'plt.style.use("picie_nb.figures")' in code
+    found = re.findall(r"(?:color|c|colors?)=[\"'](?:tab:\w+|[rgbcmy]|red|green|blue|orange|purple|#\w{6})[\"']|cmap=[\"'](?:tab\w+|jet|hsv|rainbow|Set\d)[\"']", code)
+    assert found == []
+
+
 @every
 def test_nothing_local(nb):
     "No notebook needs, or shows, a path of the machine that it was made on"

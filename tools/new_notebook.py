@@ -5,6 +5,8 @@ from pathlib import Path
 TEMPLATE = [
     ("markdown", "# {title}\n\n> {subtitle}"),
     ("code", "#| default_exp {module}"),
+    ("code", "#| hide\n#| eval: false\n"
+             "! [ -e /content ] && pip install -q nbdev \"picie_nb[demo] @ git+https://github.com/picie-nb/picie_nb\" # on Colab"),
     ("code", "#| hide\nimport warnings"),
     ("code", "#| hide\nwarnings.filterwarnings(\"ignore\", category=FutureWarning)"),
     ("code", "#| export\nimport torch\nfrom torch import Tensor"),
@@ -18,13 +20,17 @@ TEMPLATE = [
     ("code", "#| hide\ntest_eq(unit(x[None]).norm(dim=1), torch.ones(1))\ntest_fail(lambda: unit(x), contains=\"must be (N,D)\")"),
     ("markdown", "## Recap\n\n- \n- \n- "),
     ("markdown", "## Exercises\n\n1. \n2. \n3. "),
+    ("code", "#| code-fold: true\n#| code-summary: Solution 1\nx/x.norm()"),
+    ("markdown", "<details>\n<summary>Solution 2</summary>\n\nWhere words suffice.\n\n</details>"),
+    ("code", "#| code-fold: true\n#| code-summary: Solution 3\n# in one line, what is found; then how\nunit(x[None])"),
 ]
 
 def notebook(title, subtitle, module):
     cells = []
     for kind, text in TEMPLATE:
         source = text.format(title=title, subtitle=subtitle, module=module).splitlines(keepends=True)
-        cells.append({"cell_type": kind, "id": uuid.uuid4().hex[:8], "metadata": {}, "source": source, **({"execution_count": None, "outputs": []} if kind == "code" else {})})
+        meta = {"jupyter": {"source_hidden": True, "outputs_hidden": True}} if "code-fold: true" in text else {}
+        cells.append({"cell_type": kind, "id": uuid.uuid4().hex[:8], "metadata": meta, "source": source, **({"execution_count": None, "outputs": []} if kind == "code" else {})})
     return {"cells": cells, "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}
 
 def main(name, title, subtitle, folder=Path(__file__).resolve().parents[1]/"nbs"):
