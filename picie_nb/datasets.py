@@ -47,7 +47,7 @@ class DataSet:
 
     def __repr__(self):
         masks = 'with masks' if self.mask_of else 'without masks'
-        return (f'{self.name}: {len(self.train)} images to train, {len(self.valid)} to validate'
+        return (f'{self.name}: {(n := len(self.train))} image{"s"*(n != 1)} to train, {len(self.valid)} to validate'
                 f'{f" ({self.split})" if self.split else ""}, {masks}\n{self.labels}')
 
 # %% ../nbs/13_datasets.ipynb #078da860
