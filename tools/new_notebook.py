@@ -20,9 +20,9 @@ TEMPLATE = [
     ("code", "#| hide\ntest_eq(unit(x[None]).norm(dim=1), torch.ones(1))\ntest_fail(lambda: unit(x), contains=\"must be (N,D)\")"),
     ("markdown", "## Recap\n\n- \n- \n- "),
     ("markdown", "## Exercises\n\n1. \n2. \n3. "),
-    ("code", "#| code-fold: true\n#| code-summary: Solution 1\nx/x.norm()"),
+    ("code", "#| code-summary: Solution 1\n#| code-fold: true\nx/x.norm()"),
     ("markdown", "<details>\n<summary>Solution 2</summary>\n\nWhere words suffice.\n\n</details>"),
-    ("code", "#| code-fold: true\n#| code-summary: Solution 3\n# in one line, what is found; then how\nunit(x[None])"),
+    ("code", "#| code-summary: Solution 3\n#| code-fold: true\n# in one line, what is found; then how\nunit(x[None])"),
 ]
 
 def notebook(title, subtitle, module):
