@@ -107,7 +107,7 @@ def picie_train(
     images:str, # folder of training images, nested or not, no labels needed; with --dataset the folder of a data set
     valid:str=None, # folder of validation images; without it a tenth of IMAGES is held out
     masks:str=None, # folder of masks of the validation images, for scoring only
-    labels:str=None, # what the values of the masks mean, for example camvid11
+    labels:str=None, # what the values of the masks mean: camvid11, names such as sky,road, or a file of names, colours and values
     dataset:str=None, # layout of the data set: cocostuff, cityscapes, camvid, pascal, or auto
     splits:str=None, # for cityscapes: published or standard splits
     square:bool=False, # score on the middle square of images and masks, as the published code does?
@@ -223,7 +223,7 @@ def _dataset(images, dataset, valid, masks, labels, splits, kw):
     if dataset is None:
         if splits: raise ValueError("--splits is a choice of --dataset cityscapes")
         if masks and not labels:
-            raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11")
+            raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11 or --labels sky,road")
         return picie_dls(_sound(images), valid=_sound(valid) if valid else .1, masks=masks, labels=labels, **kw), {}
     makers = {k: getattr(datasets, k) for k in ("cocostuff", "cityscapes", "camvid", "pascal")}
     makers["auto"] = datasets.open_dataset
@@ -408,7 +408,7 @@ def picie_evaluate(
     pred_dir:str, # folder of predictions: PNG files with the number of a cluster in every pixel
     true_dir:str, # folder of truths: PNG files with the values that the labels know
     protocol:str=None, # the rules by which the predictions were made, for example picie-coco27-320
-    labels:str=None, # what the values of the truths mean, for example camvid11; without it those of the protocol
+    labels:str=None, # what the values of the truths mean: camvid11, names such as sky,road, or a file of names, colours and values; without it those of the protocol
     clusters:int=None, # number of clusters; without it as many as occur
     matching:str=None, # hungarian, many_to_one, per_image, or none if predictions are classes; default: protocol's
     resize:bool=False, # enlarge or shrink predictions to the size of their truths?

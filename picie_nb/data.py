@@ -11,12 +11,12 @@ __all__ = ['IMAGE_SUFFIXES', 'image_files', 'open_image', 'readable', 'match_mas
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache,partial
 from pathlib import Path
-import os,tempfile
+import os,tempfile,unicodedata,warnings
 import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image,ImageOps
-from .labels import LabelSet,TOYSCENES,label_set
+from .labels import LabelSet,TOYSCENES,label_set,_WHITE,_opaque
 from .scenes import ToyScenes
 
 # %% ../nbs/11_data.ipynb #f7016de6
@@ -81,6 +81,18 @@ def readable(
     with ThreadPoolExecutor(workers) as pool: faults = dict(zip(files, pool.map(fault, files)))
     return [f for f in files if not faults[f]],{f: e for f,e in faults.items() if e}
 
+# %% ../nbs/11_data.ipynb #bfdb90cf
+def _nfc(o): return type(o)(unicodedata.normalize('NFC', str(o)))
+
+def _spelled(path): # `path` with its accents as the disk has them
+    path = Path(path)
+    if path.exists(): return path
+    res = Path(path.anchor)
+    for o in path.parts[bool(path.anchor):]:
+        forms = [res/unicodedata.normalize(f, o) for f in ('NFC','NFD')]
+        res = next((p for p in (res/o, *forms) if p.exists()), res/o)
+    return res if res.exists() else path
+
 # %% ../nbs/11_data.ipynb #763fe472
 def match_masks(
     files:list, # images
@@ -90,11 +102,11 @@ def match_masks(
     "Find the mask of every image by relative path, or else by name"
     masks,root,exact,named = Path(masks),Path(root),{},{}
     for m in image_files(masks):
-        exact.setdefault(m.relative_to(masks).with_suffix(''), []).append(m)
-        named.setdefault(m.stem, []).append(m)
+        exact.setdefault(_nfc(m.relative_to(masks).with_suffix('')), []).append(m)
+        named.setdefault(_nfc(m.stem), []).append(m)
     res,missing = {},[]
     for f in files:
-        found = exact.get(Path(os.path.relpath(f, root)).with_suffix('')) or _nearest(f, named.get(f.stem, []))
+        found = exact.get(_nfc(Path(os.path.relpath(f, root)).with_suffix(''))) or _nearest(f, named.get(_nfc(f.stem), []))
         if len(found)>1: raise ValueError(f'{f} fits {len(found)} masks, {found[0]} and {found[1]}: '
                                           'keep one, or give as `masks` a function of the image path')
         if found: res[f] = found[0]
@@ -106,7 +118,7 @@ def match_masks(
 
 # %% ../nbs/11_data.ipynb #3c64a00d
 def _nearest(f, masks):
-    def shared(m): return next((i for i,(a,b) in enumerate(zip(f.parts[-2::-1], m.parts[-2::-1])) if a!=b), 99)
+    def shared(m): return next((i for i,(a,b) in enumerate(zip(_nfc(f).parts[-2::-1], _nfc(m).parts[-2::-1])) if a!=b), 99)
     best = max(map(shared, masks), default=0)
     return [m for m in masks if shared(m)==best]
 
@@ -172,16 +184,33 @@ def _open_whole(path, size):
     return _pil(im.resize(sides, Image.Resampling.BILINEAR))
 
 # %% ../nbs/11_data.ipynb #d6a2cec0
-def _mask_image(im): # upright, and numbers that were saved three times are there once
-    im = ImageOps.exif_transpose(im)
+def _mask_image(im): # upright, and numbers that were saved three times, or with an opaque band, are there once
+    im = ImageOps.exif_transpose(_opaque(im))
     a = np.asarray(im)
     return Image.fromarray(a[...,0]) if a.ndim==3 and a.shape[2]==3 and (a==a[...,:1]).all() else im
 
-def _open_mask(path, labels, size=None):
-    def classes(im):
+def _mask_values(path, labels=None): # numbers in a mask file, (H,W)
+    def read(im):
+        if labels: return labels._values(ImageOps.exif_transpose(_opaque(im)))
         im = _mask_image(im)
-        return labels.map(_middle(im, size, Image.Resampling.NEAREST) if size else im)
-    return _label_mask(torch.from_numpy(_open(path, classes)), labels)
+        a = np.asarray(im)
+        if a.ndim!=2: raise ValueError(f'has colours (mode {im.mode}), not class numbers')
+        return a
+    return _open(path, read)
+
+def _open_mask(path, labels, size=None):
+    a = _mask_values(path, labels)
+    if size: a = np.asarray(_middle(Image.fromarray(a.astype(np.int32)), size, Image.Resampling.NEAREST))
+    try: return _label_mask(torch.from_numpy(labels.map(a)), labels)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+
+def _fitted(labels, files): # see `LabelSet.fitted`
+    if labels is None or not labels._unsure: return labels
+    with ThreadPoolExecutor(4) as pool: fit = labels.fitted(pool.map(lambda f: np.unique(_mask_values(f, labels)), files))
+    if white := [v for v in _WHITE if fit.table.get(v)==1]:
+        warnings.warn(f'the masks hold 0 and {white[0]}, never 1, so {white[0]} is read as {fit.names[1]!r}; '
+                      f'labels with table={{0: 0, {white[0]}: 1}} say so without this warning', stacklevel=3)
+    return fit
 
 # %% ../nbs/11_data.ipynb #ce3fd803
 @lru_cache
@@ -249,7 +278,7 @@ def picie_dls(
     bs:int=16, # batch size
     valid=.1, # for validation: a fraction of the images in (0,1), a folder, or a list of files
     masks=None, # masks of the validation images: a folder, or a function from image path to mask path
-    labels=None, # meaning of the masks: a `LabelSet`, the name of one, or a list of class names
+    labels=None, # meaning of the masks: a `LabelSet`, a list of class names, or what else `label_set` takes
     num_workers:int=0, # processes that load images; 0: the main one
     oversample:float=2, # training squares have side `size*oversample`, so that crops cut from them stay sharp
     crop:str='random', # where the training square lies: at random, or in the 'center'
@@ -269,6 +298,7 @@ def picie_dls(
     if valid_crop not in (None,'center'): raise ValueError(f"valid_crop={valid_crop!r}: use None or 'center'")
     train,val = _split_files(path, valid, seed, masks)
     mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
+    if mask_of: labels = _fitted(labels, mask_of.values())
     cache = 0 if num_workers else int(cache_gb*1e9) # each worker would fill a memory of its own, and lose it
     dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
                       _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw), device=device)
@@ -281,12 +311,11 @@ def picie_dls(
 
 # %% ../nbs/11_data.ipynb #66e463a3
 def _as_labels(o):
-    if o is None or isinstance(o, LabelSet): return o
-    return label_set(o) if isinstance(o, str) else LabelSet(o)
+    return None if o is None else label_set(o)
 
 def _mask_of(files, root, masks):
     if masks is None: return None
-    if callable(masks): res = {f: Path(masks(f)) for f in files}
+    if callable(masks): res = {f: _spelled(masks(f)) for f in files}
     else:
         root = Path(root if isinstance(root, (str,Path)) else os.path.commonpath([f.parent for f in files]))
         res = match_masks(files, root.parent if root.is_file() else root, masks)

@@ -18,13 +18,14 @@ from typing import NamedTuple
 import os
 import numpy as np
 from fastcore.basics import patch
-from .data import IMAGE_SUFFIXES,_as_labels,_mask_image,_open,_split_files,image_files,open_image,picie_dls
-from .labels import LABELSETS,LabelSet
+from .data import (IMAGE_SUFFIXES,_as_labels,_mask_values,_nfc,_open,_spelled,_split_files,image_files,open_image,
+                           picie_dls)
+from .labels import LABELSETS,LabelSet,_WHITE,_lines
 
 # %% ../nbs/13_datasets.ipynb #3daf9c7f
 def _mask_path(f, images, masks, cut='', end='.png'): # where the mask of `f` lies, if there is one
     rel = Path(f).relative_to(images)
-    return Path(masks)/rel.with_name(rel.stem.removesuffix(cut)+end)
+    return _spelled(Path(masks)/rel.with_name(rel.stem.removesuffix(cut)+end))
 
 # %% ../nbs/13_datasets.ipynb #13583605
 @dataclass(repr=False)
@@ -120,15 +121,21 @@ def read_list(
     "The images that a list names"
     file,folder = Path(file),Path(folder)
     if not file.is_file(): raise FileNotFoundError(f'there is no list {file}')
-    names = [o for o in map(str.strip, file.read_text(encoding='utf-8-sig').splitlines()) if o]
+    names = _lines(file)
     if not names: raise ValueError(f'the list {file} is empty')
+    places = folder,*folder.parents[:2]
     def path(o):
-        if Path(o).suffix.lower() not in IMAGE_SUFFIXES: return folder/f'{o}{suffix}'
-        return next((d/o for d in (folder, *folder.parents[:2]) if (d/o).exists()), folder/Path(o).name)
+        is_id = Path(o).suffix.lower() not in IMAGE_SUFFIXES
+        o = f'{o}{suffix}' if is_id else o
+        if not (folder/o).exists(): o = o.replace('\\', '/')
+        if is_id: return _spelled(folder/o)
+        return next((f for d in places if (f := _spelled(d/o)).exists()), _spelled(folder/Path(o).name))
     return [path(o) for o in names]
 
 # %% ../nbs/13_datasets.ipynb #8f7ac5e6
 def _splits(o): return [o] if isinstance(o, str) else list(o)
+
+def _named(labels, kind): return labels if isinstance(labels, str) and labels.lower() in LABELSETS else kind
 
 def _curated(curated, root, split): # the list of a split, or None
     if isinstance(curated, dict): return curated.get(split)
@@ -156,21 +163,17 @@ def cocostuff(
     masks = masks or _folder(root, ['annotations','stuffthingmaps'], 'cocostuff', train+valid, need=False)
     lists = {s: _curated(curated, root, s) for s in train+valid}
     files = {s: read_list(l, images/s) if l else image_files(images/s) for s,l in lists.items()}
-    name = labels if isinstance(labels, str) else 'cocostuff'
+    name = _named(labels, 'cocostuff')
     return DataSet(name, sum((files[s] for s in train), []), sum((files[s] for s in valid), []),
         partial(_mask_path, images=images, masks=masks) if masks else None, _as_labels(labels),
         ' + '.join(f'{s}, {_list_name(lists[s])}' for s in valid), root)
 
 # %% ../nbs/13_datasets.ipynb #065638cb
-def _values(path): # (width, height), values and counts of a mask file
-    def read(im):
-        im = _mask_image(im)
-        a = np.asarray(im)
-        if a.ndim!=2: raise ValueError(f'has colours (mode {im.mode}), not class numbers')
-        if a.dtype!=np.uint8: return im.size, *np.unique(a, return_counts=True)
-        n = np.bincount(a.ravel())
-        return im.size, n.nonzero()[0], n[n>0]
-    return _open(path, read)
+def _values(path, labels=None): # (width, height), values and counts of a mask file; labels to read its colours with
+    a = _mask_values(path, labels)
+    if a.dtype!=np.uint8: return a.shape[::-1], *np.unique(a, return_counts=True)
+    n = np.bincount(a.ravel())
+    return a.shape[::-1], n.nonzero()[0], n[n>0]
 
 # %% ../nbs/13_datasets.ipynb #16ed2009
 def _stream(f, items, n_workers=0):
@@ -193,7 +196,7 @@ def curate(
     if labels.things is None: raise ValueError(f'{labels} does not say which classes are things: give it `things`')
     stuff = [v for v,c in labels.table.items() if c!=labels.ignore and c not in labels.things]
     def keep(f):
-        (w,h),vals,n = _values(f)
+        (w,h),vals,n = _values(f, labels)
         if (new := sorted({*vals.tolist()}-{*labels.table})):
             raise ValueError(f'{f} holds unknown values {new[:8]}: {labels.hint or "are the labels right?"}')
         return min(w, h)>=side and n[np.isin(vals, stuff)].sum()>=share*w*h
@@ -220,7 +223,7 @@ def cityscapes(
     def files(splits): return [f for s in splits for f in image_files(_folder(root, [f'leftImg8bit/{s}'], 'cityscapes'))
                                if f.stem.endswith('_leftImg8bit')]
     mask_of = partial(_mask_path, images=images, masks=masks, cut='_leftImg8bit', end='_gtFine_labelIds.png')
-    return DataSet(labels if isinstance(labels, str) else 'cityscapes', files(train), files(valid),
+    return DataSet(_named(labels, 'cityscapes'), files(train), files(valid),
                    mask_of if masks else None, _as_labels(labels), ' + '.join(valid), Path(root))
 
 # %% ../nbs/13_datasets.ipynb #f87e3260
@@ -235,13 +238,13 @@ def camvid(
     masks = _folder(root, ['labels'], 'camvid', need=False)
     def files(splits): return [f for s in splits for f in image_files(_folder(root, [f'images/{s}'], 'camvid'))]
     mask_of = partial(_mask_path, images=root/'images', masks=masks)
-    return DataSet(labels if isinstance(labels, str) else 'camvid', files(train), files(valid),
+    return DataSet(_named(labels, 'camvid'), files(train), files(valid),
                    mask_of if masks else None, _as_labels(labels), ' + '.join(valid), root)
 
 # %% ../nbs/13_datasets.ipynb #0a3b1d43
 def _by_name(f, images, masks, found):
     rel = Path(os.path.relpath(f, images)).with_suffix('')
-    return found.get(rel) or Path(masks)/rel.with_name(rel.name+'.png')
+    return found.get(_nfc(rel)) or Path(masks)/rel.with_name(rel.name+'.png')
 
 def folders(
     images, # folder of images, nested or not
@@ -255,7 +258,7 @@ def folders(
     root = Path(os.path.commonpath([os.path.abspath(o) for o in (images, masks or images)]))
     mask_of = None
     if masks:
-        found = {m.relative_to(masks).with_suffix(''): m for m in image_files(masks)}
+        found = {_nfc(m.relative_to(masks).with_suffix('')): m for m in image_files(masks)}
         mask_of = partial(_by_name, images=images, masks=masks, found=found)
     how = f'random {valid:.0%}' if isinstance(valid, float) else 'chosen'
     return DataSet(Path(images).name, train, val, mask_of, _as_labels(labels), how, root)
@@ -275,7 +278,7 @@ def pascal(
     lists = _folder(root, ['ImageSets/Segmentation'], 'pascal')
     masks = _folder(root, ['SegmentationClass'], 'pascal', need=False)
     def files(splits): return [f for s in _splits(splits) for f in read_list(lists/f'{s}.txt', images)]
-    return DataSet(labels if isinstance(labels, str) else 'pascal', files(train), files(valid),
+    return DataSet(_named(labels, 'pascal'), files(train), files(valid),
                    partial(_mask_path, images=images, masks=masks) if masks else None, _as_labels(labels),
                    ' + '.join(_splits(valid)), root)
 
@@ -351,7 +354,7 @@ def _attempt(read, f, absent, broken): # what `read(f)` gives, or the `Problem`
 # %% ../nbs/13_datasets.ipynb #fdb8f6c0
 def _upright(im): return im.size[::-1] if im.getexif().get(0x112, 1)>=5 else im.size
 
-def _check_image(item, quick, right): # -> a `Problem`, or (values, counts, ratio) of the mask, or None
+def _check_image(item, quick, right, labels=None): # -> a `Problem`, or (values, counts, ratio) of the mask, or None
     f,m = item
     read = (lambda f: _open(f, _upright)) if quick else (lambda f: open_image(f).size)
     absent = 'is in the list, but there is no such image', 'get it, or take it out of the list'
@@ -359,16 +362,28 @@ def _check_image(item, quick, right): # -> a `Problem`, or (values, counts, rati
     if isinstance(size, Problem): return size
     if m is None: return
     absent = 'is missing: the mask of a validation image', 'get it, or take its image out'
-    got = _attempt(_values, m, absent, right or 'save one class number per pixel')
+    got = _attempt(partial(_values, labels=labels), m, absent, right or 'save one class number per pixel')
     if isinstance(got, Problem): return got
     (w,h),((mw,mh),vals,n) = size,got
     if abs(w*mh-h*mw) <= max(w, h, mw, mh): return vals,n,mw/w
     return Problem(m, f'is {mw}x{mh}, its image {w}x{h}: different proportions', 'find the mask of the whole image')
 
+# %% ../nbs/13_datasets.ipynb #a8226148
+def _judged(res, labels, masks): # labels that fit the values of all masks
+    if labels is None or not labels._unsure: return labels
+    try: fit = labels.fitted(vals for _,vals,*_ in masks)
+    except ValueError as e:
+        what,_,remedy = str(e).partition(': ')
+        first = next(m for m,vals,*_ in masks if set(vals.tolist()) & {*_WHITE})
+        res.problems.append(Problem(first, what, remedy))
+        return labels
+    if white := [v for v in _WHITE if fit.table.get(v)==1]: res.notes.append(f'{white[0]} is read as {fit.names[1]!r}')
+    return fit
+
 # %% ../nbs/13_datasets.ipynb #f5935b5a
 def check_dataset(
     data, # a `DataSet`, or a folder for `open_dataset`
-    labels=None, # meaning of the masks, if it is not the data set's own
+    labels=None, # meaning of the masks, if it is not the data set's own: what `label_set` takes
     train_masks:bool=False, # check the masks of the training images too?
     quick:bool=False, # read only the headers of images? A file that was cut short is not noticed then
     n_workers:int=0, # threads that read files
@@ -381,10 +396,12 @@ def check_dataset(
     find = data.mask_of or (lambda f: None)
     items = [(f, find(f) if train_masks else None) for f in data.train] + [(f, find(f)) for f in data.valid]
     items = list(dict.fromkeys(items))
-    check = partial(_check_image, quick=quick, right=labels.hint if labels else '')
+    check,masks = partial(_check_image, quick=quick, right=labels.hint if labels else '', labels=labels),[]
     for (_,m),got in zip(progress(items) if progress else items, _stream(check, items, n_workers)):
         if isinstance(got, Problem): res.problems.append(got)
-        elif got: _count(res, odd, labels, m, *got)
+        elif got: masks.append((m, *got))
+    labels = _judged(res, labels, masks)
+    for o in masks: _count(res, odd, labels, *o)
     _summary(res, odd, labels)
     return res
 
@@ -429,3 +446,6 @@ def _summary(res, odd, labels):
     never = [n for i,n in enumerate(labels.names) if i not in there]
     if never: notes.append(f'{len(never)} of {len(labels)} classes never occur: {", ".join(never[:6])}'
                            f'{", ..." if len(never)>6 else ""}')
+    void = sum(n for v,n in res.values.items() if labels.table.get(v)==labels.ignore)/sum(res.values.values())
+    if void>.5: notes.append(f'{void:.0%} of the pixels are ignored')
+    if len(labels)-len(never)==1: notes.append('only one class occurs, so a score would mean nothing')

@@ -17,9 +17,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from .data import image_files, _as_labels, _mask_image, _middle, _open
-from .labels import label_set
-from .metrics import Score, confusion, hungarian, many_to_one, _ints
+from .data import image_files, _as_labels, _fitted, _mask_image, _mask_values, _middle, _nfc, _open
+from .labels import LabelSet, label_set, _WHITE
+from .metrics import Score, hungarian, many_to_one, _confusion, _ints, _warn
 from .protocols import Protocol, group_scores, protocol as _find
 
 # %% ../nbs/62_evaluation.ipynb #c10bcb42
@@ -49,15 +49,15 @@ def _n_clusters(p, t, ignore):
     return top+1
 
 def _gather(images, n_clusters, n_classes, ignore):
-    "Matrices (N,K,C) and names of all images; errors name the image"
-    mats,names = [],[]
+    "Matrices (N,K,C), names and numbers of void pixels, (N,), of all images; errors name the image"
+    mats,names,void = [],[],[]
     for name,p,t in images:
-        try: mats.append(confusion(p, t, n_clusters or _n_clusters(p, t, ignore), n_classes, ignore).cpu())
+        try: m,v = _confusion(p, t, n_clusters or _n_clusters(p, t, ignore), n_classes, ignore, False)
         except (ValueError,TypeError) as e: raise type(e)(f"{name}: {e}") from None
-        names.append(name)
+        mats.append(m[0].cpu()); names.append(name); void.append(int(v))
     if not mats: raise ValueError("there are no images to evaluate")
     K = max(map(len, mats))
-    return torch.stack([F.pad(m, (0,0,0,K-len(m))) for m in mats]),names
+    return torch.stack([F.pad(m, (0,0,0,K-len(m))) for m in mats]),names,torch.tensor(void)
 
 # %% ../nbs/62_evaluation.ipynb #2f56f718
 class Evaluation:
@@ -69,8 +69,9 @@ class Evaluation:
         matching:str=None, # how clusters get classes, see `MATCHINGS`; None: as the card says, else "hungarian"
         ignore:int=255, # true value of the pixels that were not counted
         images:list=None, # names of the N images
+        ignored:Tensor=None, # void pixels of each image, (N,); None: not known
     ):
-        self.mats,self.labels = torch.as_tensor(mats),labels
+        self.mats,self.labels,self.ignored = torch.as_tensor(mats),labels,ignored
         if self.mats.ndim!=3: raise ValueError(f"mats must be (N,K,C), not {tuple(self.mats.shape)}")
         if not self.mats.sum(): raise ValueError("no pixel was counted: are all masks void?")
         self.images = [f"image {i}" for i in range(len(mats))] if images is None else list(images)
@@ -78,6 +79,7 @@ class Evaluation:
         self.names = [f"class {c}" for c in range(self.mats.shape[2])] if names is None else list(names)
         for o,n,what in ((self.images, len(self.mats), "images"), (self.names, self.mats.shape[2], "classes")):
             if len(o)!=n: raise ValueError(f"{len(o)} names for {n} {what}")
+        _warn(self.mats.sum((0, 1)), self._void, labels)
         card = Protocol("unnamed") if protocol is None else _find(protocol)
         self.card,self.n_expected = card,card.n_images
         self.protocol = replace(card, n_images=len(self.mats), ignore=ignore, matching=matching or card.matching)
@@ -86,6 +88,9 @@ class Evaluation:
     def mat(self):
         "Counts of all images together, (K,C)"
         return self.mats.sum(0)
+    @property
+    def _void(self): # share of the pixels that are ignored, or None
+        return None if self.ignored is None else int(self.ignored.sum())/max(1, int(self.ignored.sum()+self.mats.sum()))
     def __len__(self): return len(self.mats)
 
 # %% ../nbs/62_evaluation.ipynb #fb424469
@@ -149,7 +154,8 @@ def score(self:Evaluation,
     rules = {k:v for k,v in self.protocol.to_dict().items() if k not in ("note","source") and v!="unnamed"}
     if "name" in rules and rule!=self.card.matching: rules["name"] += f", but matching {rule}"
     return Score(acc.item(), miou.item(), iou, int(iou.isfinite().sum()), classes,
-                 None if self.labels is None else self.names, {**rules, "matching": rule})
+                 None if self.labels is None else self.names, {**rules, "matching": rule},
+                 int((self.mats.sum((0, 1))>0).sum()), self._void)
 
 @patch
 def __repr__(self:Evaluation):
@@ -174,12 +180,30 @@ def _card_and_labels(protocol, labels, n_classes, ignore):
     default = labels.ignore if labels is not None else card.ignore if card is not None else 255
     return card,labels,n_classes or len(labels),default if ignore is None else ignore
 
+# %% ../nbs/62_evaluation.ipynb #41ff5dce
+def _black_white(seen): # white, if the values in all of `seen` are 0 and white and nothing else
+    white = set()
+    for values in seen:
+        white |= {int(v) for v in values}-{0}
+        if white-{*_WHITE}: return None
+    return white.pop() if len(white)==1 else None
+
+def _two(images, labels): # black and white as 0 and 1; `labels` of truths, None for predictions
+    if not isinstance(images, (np.ndarray, Tensor, list, tuple)): return images
+    items = [_ints(o, "true" if labels else "pred") for o in ([images] if getattr(images, "ndim", 0)==2 else images)]
+    seen = [o.unique().tolist() for o in items]
+    if labels:
+        fit = labels.fitted(seen)
+        return [fit.map(o) for o in items] if fit._said else images
+    white = _black_white(seen)
+    return [o==white for o in items] if white else images
+
 # %% ../nbs/62_evaluation.ipynb #7f6f1a7b
 def evaluate(
     pred, # clusters: (N,H,W) array or tensor, or anything that yields (H,W) images or (B,H,W) batches
     true, # classes of the same pixels, in the same way
     protocol=None, # `Protocol` or its name: the rules by which pred was made
-    labels=None, # `LabelSet`, the name of one, or a list of class names
+    labels=None, # `LabelSet`, a list of class names, or what else `label_set` takes
     n_clusters:int=None, # K; None: as many as occur
     n_classes:int=None, # C, if there are neither labels nor a protocol that names them
     ignore:int=None, # true value that is not counted; None: that of the labels, else 255
@@ -187,10 +211,18 @@ def evaluate(
     matching:str=None, # how clusters get classes; None: as the protocol says, else "hungarian"
 )->Evaluation:
     "Count the pixels of clusters and classes, image by image"
+    labels,given = _as_labels(labels),ignore is not None
     card,labels,n_classes,ignore = _card_and_labels(protocol, labels, n_classes, ignore)
+    if two := n_classes<3 and not given and not (labels and labels._said):
+        pred = _two(pred, None)
+        true = _two(true, LabelSet(labels.names if labels else map(str, range(n_classes)), ignore=ignore))
     names = names if names is None else list(names)
-    mats,seen = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
-    return Evaluation(mats, labels, card, matching, ignore, names or seen)
+    mats,seen,void = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
+    raw = labels is not None and not given and labels.table.get(ignore, ignore)!=ignore and ignore not in labels.table.values()
+    if void.any() and (raw or two and not mats[...,1:].any()): raise ValueError(
+        f"true holds {ignore}, which is ignored here but seems to mean a class: give labels.map(true), or ignore={ignore} "
+        "if it is void")
+    return Evaluation(mats, labels, card, matching, ignore, names or seen, void)
 
 # %% ../nbs/62_evaluation.ipynb #64e05ab6
 class ClassTable(list):
@@ -460,8 +492,9 @@ def _by_key(folder, suffix):
     folder,res = Path(folder),{}
     if folder.is_file(): raise ValueError(f"{folder} is a file: give the folder that it is in")
     for f in image_files(folder):
-        if f.suffix.lower() in (".jpg",".jpeg",".webp") or not f.stem.endswith(suffix): continue
-        key = f.relative_to(folder).with_name(f.stem.removesuffix(suffix)).as_posix()
+        stem,end = _nfc(f.stem),_nfc(suffix)
+        if f.suffix.lower() in (".jpg",".jpeg",".webp") or not stem.endswith(end) or stem==end: continue
+        key = _nfc(f.relative_to(folder)).with_name(stem.removesuffix(end)).as_posix()
         if key in res: raise ValueError(f"{res[key]} and {f} have the same name: keep one of them")
         res[key] = f
     ending = f" whose name ends in {suffix}" if suffix else ""
@@ -487,7 +520,7 @@ def _match_files(pred_dir, true_dir, pred_suffix="", true_suffix=""):
 
 # %% ../nbs/62_evaluation.ipynb #765e4155
 def _numbers(im):
-    "The numbers in an image file, (H,W) int64"
+    "The numbers in an image file of a prediction, (H,W) int64"
     im = _mask_image(im)
     a = np.asarray(im)
     if a.ndim!=2 or a.dtype.kind not in "iub":
@@ -510,9 +543,10 @@ def _crop_of(card):
     return int(found[1]) if found else None
 
 # %% ../nbs/62_evaluation.ipynb #eb6b5fe0
-def _read_pair(pred_file, true_file, labels, resize, crop):
-    "Clusters and classes of one image, (H,W) each"
-    p,t = _open(pred_file, _numbers),_open(true_file, _numbers)
+def _read_pair(pred_file, true_file, labels, resize, crop, white=None):
+    "Clusters and classes of one image, (H,W) each; if `white` is given, it stands for cluster 1"
+    p,t = _open(pred_file, _numbers),_mask_values(true_file, labels)
+    if white: p = (p==white).astype(np.int64)
     try: t = labels.map(t)
     except ValueError as e: raise ValueError(f"{true_file}: {e}") from None
     if crop: t = _centre_square(t, crop)
@@ -531,7 +565,7 @@ def evaluate_folders(
     pred_dir, # folder of predictions: PNG files with the number of a cluster in every pixel
     true_dir, # folder of truths: PNG files with the values that the labels know
     protocol=None, # `Protocol` or its name
-    labels=None, # `LabelSet`, the name of one, or a list of class names; None: those of the protocol
+    labels=None, # `LabelSet`, a list of class names, or what else `label_set` takes; None: those of the protocol
     n_clusters:int=None, # K; None: as many as occur
     matching:str=None, # how clusters get classes; None: as the protocol says, else "hungarian"
     resize=False, # "nearest": enlarge or shrink predictions to the size of their truths
@@ -543,9 +577,11 @@ def evaluate_folders(
     if resize not in (False, "nearest"): raise ValueError(f'resize={resize!r}: use False or "nearest"')
     card,labels,C,ignore = _card_and_labels(protocol, labels, None, None)
     pairs,crop = _match_files(pred_dir, true_dir, pred_suffix, true_suffix),_crop_of(card) if crop is None else crop
-    images = ((str(p),*map(torch.from_numpy, _read_pair(p, t, labels, resize, crop))) for _,p,t in pairs)
-    mats,_ = _gather(images, n_clusters, C, ignore)
-    return Evaluation(mats, labels, card, matching, ignore, [k for k,_,_ in pairs])
+    labels = _fitted(labels, [t for _,_,t in pairs])
+    white = _black_white(np.unique(_open(p, _numbers)) for _,p,_ in pairs) if C==2 else None
+    images = ((str(p),*map(torch.from_numpy, _read_pair(p, t, labels, resize, crop, white))) for _,p,t in pairs)
+    mats,_,void = _gather(images, n_clusters, C, ignore)
+    return Evaluation(mats, labels, card, matching, ignore, [k for k,_,_ in pairs], void)
 
 # %% ../nbs/62_evaluation.ipynb #cbc7992d
 @patch

@@ -10,7 +10,8 @@ __all__ = ['LABELSETS', 'TOYSCENES', 'CAMVID11', 'palette', 'LabelSet', 'label_s
 # %% ../nbs/10_labels.ipynb #c9096e17
 from functools import lru_cache
 from importlib.resources import files
-import json
+from pathlib import Path
+import csv,json,re
 import numpy as np
 import torch
 
@@ -57,24 +58,43 @@ def palette(
     "`n` distinct colours, also for colour-blind people; `palette(n)` begins every longer palette"
     return _farthest(int(n), tuple(void)).copy()
 
+# %% ../nbs/10_labels.ipynb #8ccf0f3c
+def _whole(o, what):
+    try: res = int(o)
+    except (TypeError,ValueError,OverflowError): res = None
+    if res is None or not isinstance(o, str) and res!=o: raise ValueError(f'{what}={o!r}: give a whole number')
+    return res
+
+def _rgb(colours): # -> (C,3) uint8
+    if hasattr(colours, 'tolist'): colours = colours.tolist()
+    def of(o): return list(bytes.fromhex(o.strip()[1:])) if isinstance(o, str) and re.fullmatch('#[0-9a-fA-F]{6}', o.strip()) else o
+    try: res = np.asarray([of(o) for o in colours])
+    except ValueError: res = np.asarray('') # rows of different lengths
+    if res.dtype.kind=='f' and res.size and res.max()<=1: res = 255*res
+    if res.dtype.kind not in 'iuf' or res.size and not (res.min()>=0 and res.max()<=255):
+        raise ValueError('palette: give every class red, green and blue, as numbers in 0..255 or fractions in 0..1, or as #rrggbb')
+    return res.round().astype(np.uint8)
+
 # %% ../nbs/10_labels.ipynb #9d19c761
 class LabelSet:
     "Names, colours and file values of the classes of a data set"
     _colours = staticmethod(palette)
     def __init__(self,
         names:list, # names of the `C` classes, in order
-        palette:np.ndarray=None, # colours, (C,3) uint8; None: `palette(C)`
+        palette:np.ndarray=None, # colours, (C,3): numbers in 0..255 or fractions in 0..1; None: `palette(C)`
         ignore:int=255, # value of pixels without a class
         table:dict=None, # `{value in the files: class, or ignore}`; None: files hold `0..C-1` and `ignore`
         things:list=None, # the classes that are countable objects; None: nobody has said
         hint:str='', # what to do about unknown values, where the right files are known
     ):
-        self.names,self.ignore,self.hint = [str(o) for o in names],int(ignore),hint
-        c = len(self.names)
-        self.palette = self._colours(c) if palette is None else np.asarray(palette, np.uint8)
+        if isinstance(names, (str,dict,set)): raise TypeError(f'names={names!r}: give a list, or use label_set')
+        self.names,self.ignore,self.hint = [str(o) for o in names],_whole(ignore, 'ignore'),hint
+        c,self._coloured,self._said = len(self.names),palette is not None,table is not None
+        self.palette = self._colours(c) if palette is None else _rgb(palette)
         if table is None: table = {i:i for i in [*range(c), self.ignore]}
-        self.table = {int(k):int(v) for k,v in table.items()}
-        self.things = None if things is None else sorted({int(o) for o in things})
+        self.table = {_whole(k, 'value'):_whole(v, 'class') for k,v in table.items()}
+        if len(self.table)<len(table): raise ValueError(f'table={table} lists a value more than once')
+        self.things = None if things is None else sorted({_whole(o, 'thing') for o in things})
         self._check()
 
     def __len__(self): return len(self.names)
@@ -84,13 +104,15 @@ class LabelSet:
 @patch
 def _check(self:LabelSet):
     c = len(self.names)
-    if not c: raise ValueError('names is empty: a LabelSet needs at least one class')
+    if not all(self.names) or not c: raise ValueError('names is empty: a LabelSet needs at least one class, with a name')
     twice = sorted({o for o in self.names if self.names.count(o)>1})
     if twice: raise ValueError(f'names holds {twice} more than once: give every class its own name')
     if self.palette.shape!=(c,3): raise ValueError(f'palette has shape {self.palette.shape}: {c} names need ({c}, 3)')
     if 0<=self.ignore<c: raise ValueError(f'ignore={self.ignore} is also a class: use a value outside 0..{c-1}, as 255')
     bad = sorted(set(self.table.values()) - {*range(c), self.ignore})
     if bad: raise ValueError(f'table maps to {bad}: its values must be classes 0..{c-1} or ignore={self.ignore}')
+    wide = [v for v in (*self.table, self.ignore) if abs(v)>2**20]
+    if wide: raise ValueError(f'values {wide} of table or ignore: masks hold smaller numbers, as 255')
     far = [o for o in self.things or [] if not 0<=o<c]
     if far: raise ValueError(f'things holds {far}: list classes as their numbers, 0..{c-1}')
 
@@ -110,37 +132,93 @@ def _lut(self:LabelSet):
     res[list(self.table)] = list(self.table.values())
     return res
 
+_WHITE = (255, 65535) # of 8 and 16 bits
+
+@patch(as_prop=True)
+def _unsure(self:LabelSet): return not self._said and len(self)<3
+
 # %% ../nbs/10_labels.ipynb #21725e84
 @patch
 def map(self:LabelSet,
     mask, # raw values of any integer type and shape: array, tensor or PIL image
 ): # classes, int64; a tensor for a tensor, else an array
     "Map the values of a file to classes `0..C-1` and `ignore`; refuse unknown values"
-    if not isinstance(mask, torch.Tensor): mask = _as_values(mask)
+    if not isinstance(mask, torch.Tensor): mask = self._values(mask)
     elif mask.is_floating_point(): raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers')
     lib,lut = (torch,torch.from_numpy(self._lut).to(mask.device)) if isinstance(mask, torch.Tensor) else (np,self._lut)
     idx = mask.long() if lib is torch else mask.astype(np.int64)
     known = (idx>=min(0, *self.table)) & (idx<=max(self.table))
     res = lut[lib.where(known, idx, 0)]
     unknown = ~known | (res==self._nowhere)
-    if unknown.any(): raise ValueError(self._unknown(lib.unique(idx[unknown]).tolist()))
+    if unknown.any(): raise ValueError(self._unknown(lib.unique(idx[unknown]).tolist(), unknown))
+    if self._unsure and self.ignore in _WHITE: self._doubt(res)
     return res
 
 # %% ../nbs/10_labels.ipynb #4d9f153d
-def _as_values(mask):
+@patch
+def _values(self:LabelSet, mask): # array or PIL image -> the whole numbers in it
     mode = getattr(mask, 'mode', None)
-    if mode in ('RGB','RGBA','CMYK','LA'):
+    if mode in ('P','PA','LA','RGB','RGBA'): return self._decoded(_opaque(mask))
+    if mode in ('CMYK','YCbCr','HSV','LAB'):
         raise ValueError(f'the mask has colours (mode {mode}), not class numbers: save one number per pixel')
     mask = np.asarray(mask)
-    if mask.dtype.kind not in 'iub': raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers')
+    if mask.dtype.kind not in 'iub': raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers, not fractions')
     return mask
 
 @patch
-def _unknown(self:LabelSet, values):
+def _unknown(self:LabelSet, values, where):
     more = f' and {len(values)-8} more' if len(values)>8 else ''
     listed = f'{sorted(self.table)[:8]}{"..." if len(self.table)>8 else ""}'
     remedy = self.hint or f'add them, such as table={{**labels.table, {values[0]}: labels.ignore}}'
+    if self._unsure and values[0] in _WHITE and len(self)==2: remedy = self._white_means(values[0], 'there are')
+    if len(values)>2 and _smoothed(where): remedy = _SMOOTHED
     return f'the mask holds values {values[:8]}{more}, but the table of {self!r} lists {listed}: {remedy}'
+
+# %% ../nbs/10_labels.ipynb #464a11ad
+_SMOOTHED = ('they lie along the borders of classes, so the mask was smoothed (anti-aliased), resized or saved as JPEG: '
+             'export it again without')
+
+def _smoothed(where): # unknown pixels, (...,H,W) bool: are they thin lines between known ones?
+    where = where.cpu().numpy() if isinstance(where, torch.Tensor) else where
+    if where.ndim<2 or where.mean()>.4: return False
+    near = np.pad(~where, [(0,0)]*(where.ndim-2)+[(2,2)]*2)
+    for axis in (-1,-2): near = sum(np.roll(near, i, axis) for i in range(-2, 3))>0
+    return near[...,2:-2,2:-2][where].mean()>.9
+
+# %% ../nbs/10_labels.ipynb #4d577465
+@patch
+def fitted(self:LabelSet,
+    seen, # the values that occur in each mask: one list or array for each
+)->LabelSet: # itself, or the same classes with a table
+    "These labels for a whole set of masks: two classes may be written as 0 and 1, or as black and white"
+    if not self._unsure: return self
+    every = set()
+    for values in ({int(v) for v in o} for o in seen):
+        if {1, self.ignore}<=values and len(self)==2: return self._with(self.table)
+        every |= values
+    whites = every & {*_WHITE}
+    if 1 in every and self.ignore in whites and len(self)==2:
+        raise ValueError(self._white_means(self.ignore, 'some masks hold 0 and 1, others'))
+    if len(whites)!=1 or 0 not in every or 1 in every: return self # as they are
+    if len(self)==1: raise ValueError(self._white_means(*whites, 'the masks hold'))
+    return self._with({**self.table, 0:0, whites.pop():1})
+
+# %% ../nbs/10_labels.ipynb #3f9375aa
+@patch
+def _with(self:LabelSet, table):
+    return LabelSet(self.names, self.palette if self._coloured else None, self.ignore, table, self.things, self.hint)
+
+@patch
+def _white_means(self:LabelSet, v, who):
+    if len(self)==1: return (f'{who} 0 and {v}, and labels name one class: name both, the background first, '
+                             f"as labels=['background', {self.names[0]!r}]")
+    return (f'{who} 0 and {v}, and {v} may mean {self.names[1]!r} or ignored: say which, in a LabelSet with '
+            f'table={{0: 0, 1: 1, {v}: 1}} or table={{0: 0, 1: 1, {v}: {self.ignore}}}')
+
+@patch
+def _doubt(self:LabelSet, classes): # a mask on its own
+    if (classes==self.ignore).any() and not (classes==1).any():
+        raise ValueError(self._white_means(self.ignore, 'the mask holds'))
 
 # %% ../nbs/10_labels.ipynb #05251d98
 @patch
@@ -154,6 +232,72 @@ def colorize(self:LabelSet,
         raise ValueError(f'classes {np.unique(mask[bad]).tolist()[:8]} are not in 0..{len(self)-1}: '
                          'is it a raw mask? Call `labels.map(mask)` first')
     return np.where(void[...,None], 0, self.palette[np.where(void, 0, mask)]).astype(np.uint8)
+
+# %% ../nbs/10_labels.ipynb #5ae489d3
+def _opaque(im): # without a band of transparency that hides nothing
+    if im.mode in ('RGB','RGBA') and any(';16' in str(o[3]) for o in getattr(im, 'tile', ())):
+        raise ValueError('its colours have 16 bits, of which 8 would be lost: save one number per pixel, in one band')
+    if im.mode not in ('LA','PA','RGBA'): return im
+    if im.getchannel('A').getextrema()[0]<255:
+        raise ValueError('part of the mask is transparent: save it without transparency, with a number for every pixel')
+    return im.convert('L' if im.mode=='LA' else 'RGB')
+
+# %% ../nbs/10_labels.ipynb #f50798a8
+@patch(as_prop=True)
+def _of_colour(self:LabelSet): # {colour: a file value of its class}, without colours that two classes share
+    value,pal = {c:v for v,c in reversed(self.table.items())},[tuple(o) for o in self.palette.tolist()]
+    void = {(0,0,0): value[self.ignore]} if self.ignore in value and not self._unsure else {}
+    return {**void, **{o: value.get(c) for c,o in enumerate(pal) if pal.count(o)==1}}
+
+def _pieces(im): # mode P or RGB -> numbers of the n things in it (None for colours), colours, (n,3), which is where, (H,W)
+    a = np.asarray(im)
+    if im.mode=='RGB' and not (a==a[...,:1]).all():
+        codes,where = np.unique(a@np.array([65536,256,1]), return_inverse=True)
+        return None,np.stack([codes>>16, codes>>8 & 255, codes & 255], -1),where.reshape(a.shape[:2])
+    pal = np.arange(256)[:,None].repeat(3, 1)
+    if im.mode=='P':
+        pal = np.array((im.getpalette('RGB') or [])+[0]*768)[:768].reshape(256, 3)
+        pal[(black := (pal==0).all(1)) & (black.cumsum()>1)] = -1 # what a palette was filled up with is no colour
+    a = a if im.mode=='P' else a[...,0]
+    there = np.bincount(a.ravel(), minlength=256)>0
+    return there.nonzero()[0].tolist(),pal[there],there.cumsum()[a]-1
+
+# %% ../nbs/10_labels.ipynb #56e1beb9
+@patch
+def _decoded(self:LabelSet, im): # PIL image with colours -> whole numbers, (H,W)
+    if im.mode not in ('P','RGB'): return np.asarray(im)
+    numbers,rgb,where = _pieces(im)
+    colours = [tuple(o) for o in rgb.tolist()]
+    of = self._of_colour if self._coloured else {}
+    if im.mode=='P' and not any(o in of for o in colours if any(o)): of = {} # black alone says nothing
+    ways = [] if numbers is None else [numbers]
+    if im.mode=='P' and (rgb==rgb[:,:1]).all() and rgb.min()>=0: ways.append(rgb[:,0].tolist())
+    by_colour = [of.get(o) if o[0]>=0 else n for o,n in zip(colours, numbers or colours)]
+    known = [w for w in [*ways, by_colour] if all(map(self._knows, w))]
+    if not known and not ways: raise ValueError(self._strange(colours, of, where))
+    if len({tuple(self.table[v] for v in w) for w in known})>1: raise ValueError(self._two_ways(im.mode, known, colours))
+    return np.array([*known, *ways][0])[where]
+
+@patch
+def _knows(self:LabelSet, v): return v in self.table and not (self._unsure and v in _WHITE)
+
+# %% ../nbs/10_labels.ipynb #f1b1a269
+@patch
+def _strange(self:LabelSet, colours, of, where): # why colours cannot be read
+    new,n = [i for i,o in enumerate(colours) if o not in of],np.bincount(where.ravel(), minlength=len(colours))
+    new.sort(key=lambda i: -n[i])
+    listed = ', '.join(f'{colours[i]} on {n[i]/where.size:.1%}' for i in new[:4])+(', ...' if len(new)>4 else '')
+    remedy = ('is it a photo, or was it smoothed, resized or saved as JPEG? Save one number per pixel' if len(new)>64 else
+              f'give every class its colour, as LabelSet(names, palette={colours[:2]}), or save one number per pixel')
+    if len(new)>2 and _smoothed(np.isin(where, new)): remedy = _SMOOTHED
+    return f'the mask has colours (mode RGB), not numbers, and no class of {self!r} has {listed} of the pixels: {remedy}'
+
+@patch
+def _two_ways(self:LabelSet, mode, ways, colours):
+    i,vs = next((i,vs) for i,vs in enumerate(zip(*ways)) if len({self.table[v] for v in vs})>1)
+    said = [('ignored', *self.names)[1+self.table[v] if self.table[v]!=self.ignore else 0] for v in vs]
+    return (f'the mask (mode {mode}) can be read by its numbers or by its colours, and {colours[i]} would be '
+            f'{" or ".join(dict.fromkeys(said))}: save one number per pixel, without a palette')
 
 # %% ../nbs/10_labels.ipynb #f99a5c63
 @patch
@@ -183,14 +327,105 @@ LABELSETS = {f.name.removesuffix('.json'): _read(f)
 TOYSCENES = LABELSETS['toyscenes']
 CAMVID11 = LABELSETS['camvid11']
 
+# %% ../nbs/10_labels.ipynb #f66e5471
+_FIELDS = dict(name='name title label class class_name category'.split(), value='value id index pixel_value number'.split(),
+               colour='color colour rgb hex color_rgb'.split())
+
+def _field(row, what): # of a dict with anybody's keys
+    res = next((row[k] for k in row if str(k).strip().lower().replace(' ','_') in _FIELDS[what] and row[k]!=''), None)
+    if what!='colour': return res
+    if res is None and {*'rgb'}<={*row}: res = [row[k] for k in 'rgb']
+    if isinstance(res, str) and res[:1]!='#': res = re.split(r'[,\s]+', res.strip('()[] '))
+    return [json.loads(v) if isinstance(v, str) else v for v in res] if isinstance(res, (list,tuple)) else res
+
+def _rows(o): # dicts with name, value and colour, from a dict or list
+    if not isinstance(o, dict): return [r if isinstance(r, dict) else {'name':r} for r in o]
+    for k in ('classes','categories','labels'):
+        if isinstance(o.get(k), list): return _rows(o[k])
+    def kind(v): return 'colour' if isinstance(v, (tuple,list)) or str(v).startswith('#') else 'value'
+    if all(isinstance(v, dict) for v in o.values()): return [{'name':k, **v} for k,v in o.items()]
+    if all(v is None or isinstance(v, str) and v[:1]!='#' for v in o.values()): return [{'name':v, kind(k):k} for k,v in o.items()]
+    return [{'name':k, kind(v):v} for k,v in o.items()]
+
+# %% ../nbs/10_labels.ipynb #e865e765
+def _described(o): # arguments of `LabelSet`, from a dict or list
+    if isinstance(o, dict) and isinstance(o.get('names'), (list,tuple)):
+        if more := {*o}-{'names','palette','ignore','table','things','hint','source'}:
+            raise ValueError(f'a label set has no {sorted(more)}: it has names, palette, ignore, table, things, hint')
+        return {k:v for k,v in o.items() if k!='source'}
+    rows = [(_field(r, 'name'), _field(r, 'value'), _field(r, 'colour')) for r in _rows(o)]
+    if odd := [n for n,_,_ in rows if isinstance(n, (list,tuple,dict))]: raise ValueError(f'{odd[0]!r} is no name of a class')
+    void = [v for n,v,_ in rows if n in (None,'','__ignore__')]
+    rows = [(str(n).strip(), v, c) for n,v,c in rows if n not in (None,'','__ignore__')]
+    values,first = [v for _,v,_ in rows],{n:c for n,_,c in reversed(rows)}
+    names = list(dict.fromkeys(n for n,_,_ in rows)) if None not in values else [n for n,_,_ in rows]
+    for what,given in (('value', values), ('colour', first.values())):
+        if any(v is None for v in given) and any(v is not None for v in given):
+            raise ValueError(f'some classes have a {what}, others none: give all of them one')
+    res = dict(names=names)
+    if values and values[0] is not None:
+        pairs = [(_whole(v, 'value'), names.index(n)) for n,v,_ in rows]+[(_whole(v, 'value'), 255) for v in void if v is not None]
+        if len({v for v,_ in pairs})<len(pairs): raise ValueError(f'values {[v for v,_ in pairs]}: one of them means two classes')
+        res['table'] = dict(pairs)
+    return {**res, 'palette': [first[n] for n in names]} if first and first[names[0]] is not None else res
+
+# %% ../nbs/10_labels.ipynb #e9906f1c
+def _text(file): # of a text file in the usual encodings
+    data = Path(file).read_bytes()
+    for mark,code in ((b'\xef\xbb\xbf','utf-8-sig'), (b'\xff\xfe\0\0','utf-32'), (b'\xff\xfe','utf-16'), (b'\xfe\xff','utf-16')):
+        if data.startswith(mark): return data.decode(code)
+    if b'\0' in data[:2000]: return data.decode('utf-16-le' if data[1:2]==b'\0' else 'utf-16-be')
+    for code in ('utf-8','cp1252'):
+        try: return data.decode(code)
+        except UnicodeDecodeError: pass
+    return data.decode('latin-1')
+
+def _lines(file): # without line ends and empty lines; `splitlines` would also cut at rarer signs
+    return [l.strip() for l in re.split('[\r\n]+', _text(file)) if l.strip()]
+
+# %% ../nbs/10_labels.ipynb #245e5e8e
+def _line(line): # a name, and a value, a colour or both, in any order -> dict
+    cells = [c.strip() for c in re.split('[:;,\t]', line) if c.strip()]
+    cells = [o for c in cells for o in (c.split() if re.fullmatch(r'[-\d\s]+', c) else [c])]
+    numbers = [int(c) for c in cells if re.fullmatch(r'-?\d+', c)]
+    colour = [c for c in cells if re.fullmatch('#[0-9a-fA-F]{6}', c)] or ([numbers] if len(numbers)==3 else [])
+    name = [c for c in cells if c not in colour and not re.fullmatch(r'-?\d+', c)]
+    if len(name)!=1 or len(numbers) not in (0,1,3):
+        raise ValueError(f'{line!r} is no name with a value or colour: begin the file with headings, as name,value,r,g,b')
+    return {'name':name[0], **({'value':numbers[0]} if len(numbers)==1 else {}), **({'colour':colour[0]} if colour else {})}
+
+def _read_labels(file):
+    lines = [l for l in _lines(file) if not re.match(r'#\s|#$', l)]
+    try:
+        if lines and lines[0][0] in '[{': return LabelSet(**_described(json.loads(_text(file))))
+        sep = next((s for s in '\t;,' if lines and s in lines[0]), ',')
+        head = [h.strip().lower().replace(' ','_') for h in lines[0].split(sep)] if lines else []
+        if {*head} & {*_FIELDS['name']} and (len(head)>1 or Path(file).suffix=='.csv'):
+            rows = [dict(zip(head, map(str.strip, r))) for r in csv.reader(lines[1:], delimiter=sep)]
+        else:
+            if all(re.match(r'-?\d[-\d\s]*\s[^-\d\s]', l) for l in lines): # numbers, then a name
+                lines = [re.sub(r'^([-\d\s]+)\s(?=[^-\d\s])', r'\1,', l) for l in lines]
+            rows = list(map(_line, lines)) if any(re.search('[:;,\t]', l) for l in lines) else lines
+            tails = [m[1] for l in lines if (m := re.fullmatch(r'(.*?)[-\d\s]*\s-?\d+', l))]
+            if rows is lines and len(lines)>1 and len({*tails})==len(lines):
+                raise ValueError(f'is the number in {lines[0]!r} part of the name? Put a comma between name and value')
+        return LabelSet(**_described(rows))
+    except (ValueError,TypeError,KeyError) as e: raise ValueError(f'{file}: {e}') from e
+
 # %% ../nbs/10_labels.ipynb #85ab0d7e
 def label_set(
-    name:str, # a key of `LABELSETS`, upper or lower case
+    name, # a key of `LABELSETS`, upper or lower case; a file; names, separated by commas; a list, a dict or a `LabelSet`
 )->LabelSet:
-    "The label set called `name`"
-    if (res := LABELSETS.get(str(name).lower())) is None:
-        raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}')
-    return res
+    "The label set that `name` stands for"
+    if isinstance(name, LabelSet): return name
+    if isinstance(name, (set,frozenset)) or not hasattr(name, '__iter__') and not isinstance(name, Path):
+        raise TypeError(f'{name!r} is no label set: give the names of the classes in order, a dict, or a file')
+    if not isinstance(name, (str,Path)): return LabelSet(**_described(name))
+    if res := LABELSETS.get(str(name).lower()): return res
+    if Path(name).is_file(): return _read_labels(name)
+    if isinstance(name, str) and ',' in name: return LabelSet([o.strip() for o in name.split(',')])
+    raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}; for your own give names, '
+                     'separated by commas, or a file of names, values and colours')
 
 # %% ../nbs/10_labels.ipynb #f96b2461
 @patch
@@ -205,15 +440,15 @@ def coarsen(self:LabelSet,
     new = {self.names.index(o):i for i,g in enumerate(groups.values()) for o in g}
     thing = {self.names[i] for i in self.things or []}
     things = None if self.things is None else [i for i,g in enumerate(groups.values()) if thing.issuperset(g)]
-    return LabelSet(groups, palette=[self.palette[self.names.index(g[0])] for g in groups.values()], ignore=self.ignore,
+    return LabelSet(list(groups), palette=[self.palette[self.names.index(g[0])] for g in groups.values()], ignore=self.ignore,
                     table={k: new.get(v, self.ignore) for k,v in self.table.items()}, things=things, hint=self.hint)
 
 # %% ../nbs/10_labels.ipynb #293b9315
 @patch
 def to_dict(self:LabelSet)->dict:
     "Plain numbers, lists and strings, ready for `json.dumps`"
-    res = dict(names=self.names, palette=self.palette.tolist(), ignore=self.ignore,
-               table={str(k):v for k,v in self.table.items()})
+    res = dict(names=self.names, palette=self.palette.tolist(), ignore=self.ignore)
+    if self._said: res['table'] = {str(k):v for k,v in self.table.items()}
     if self.things is not None: res['things'] = self.things
     return {**res, 'hint': self.hint} if self.hint else res
 
@@ -227,4 +462,5 @@ def from_dict(cls:LabelSet,
 # %% ../nbs/10_labels.ipynb #eddda0c8
 @patch
 def __eq__(self:LabelSet, other): # the hint is advice, not meaning
-    return isinstance(other, LabelSet) and {**self.to_dict(), 'hint': ''}=={**other.to_dict(), 'hint': ''}
+    mine,its = ({**o.to_dict(), 'hint':'', 'table':o.table} if isinstance(o, LabelSet) else o for o in (self, other))
+    return mine==its

@@ -367,12 +367,12 @@ def score(self:PiCIELearner,
         f = flipped(net, x) if flip else F.normalize(net(x).float(), dim=1)
         for mu, m in zip(draws, mats):
             s = scores(f, mu, cb.readout)
-            m.update(upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:]), y)
+            m.update(upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:]), y, x)
     protocol = {"geometry": getattr(self.dls, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
     if flip: protocol["flip"] = "mean with the mirror image"
     if refine: protocol["refinement"] = f"{refine} rounds"
-    res = Scores(score(m.mat, matching, labels=self.classes) for m in mats)
+    res = Scores(score(m, matching, labels=self.classes) for m in mats)
     for s in res: s.protocol.update(protocol)
     return res
 

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/metrics.html.md"""
 __all__ = ['confusion', 'ConfusionMatrix', 'hungarian', 'many_to_one', 'Score', 'score', 'HungarianMetric', 'hungarian_metrics']
 
 # %% ../nbs/60_metrics.ipynb #6535f2e4
-import numpy as np, torch
+import warnings, numpy as np, torch
 from functools import partial
 from dataclasses import dataclass, field
 from fastcore.basics import patch
@@ -23,7 +23,7 @@ except ImportError: Metric = object
 def _ints(x, name):
     "`x` as a plain int64 tensor"
     x = x.as_subclass(Tensor) if isinstance(x, Tensor) else torch.as_tensor(np.array(x))
-    if x.is_floating_point() or x.is_complex() or x.dtype==torch.bool:
+    if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{name} must hold whole numbers, not {x.dtype}; of scores take the argmax")
     return x.long()
 
@@ -35,6 +35,20 @@ def _check(x, n, name, hint):
         raise ValueError(f"{name} holds {bad[:8]}{'...' if len(bad)>8 else ''}, outside 0..{n-1}: {hint}")
 
 # %% ../nbs/60_metrics.ipynb #f6fc3fb2
+def _confusion(pred, true, K, C, ignore, per_image): # matrices, (B,K,C), and void pixels, (B,); without per_image, B is 1
+    pred,true = _ints(pred, "pred"),_ints(true, "true")
+    if pred.shape!=true.shape:
+        raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: resize the prediction")
+    true,b = true.to(pred.device),len(pred) if per_image else 1
+    void = true==ignore
+    pred,true = pred.masked_fill(void, 0),true.masked_fill(void, 0)
+    _check(pred, K, "pred", "is n_clusters right?")
+    _check(true, C, "true", "map the mask to classes, or set ignore")
+    i = torch.arange(b, device=pred.device).view(-1, *[1]*(pred.ndim-1)) if per_image else 0
+    cell = torch.where(void, b*K*C+i, pred.mul_(C).add_(true).add_(K*C*i))
+    mats,n_void = cell.flatten().bincount(minlength=b*K*C+b).split([b*K*C, b])
+    return mats.view(b, K, C),n_void
+
 def confusion(
     pred, # clusters, (B,H,W) or any shape; tensor or array of integers
     true, # classes, same shape
@@ -44,18 +58,7 @@ def confusion(
     per_image:bool=False, # one matrix for each item of the batch?
 )->Tensor: # (K,C) int64, or (B,K,C)
     "How many pixels of each cluster belong to each class"
-    pred,true = _ints(pred, "pred"),_ints(true, "true")
-    if pred.shape!=true.shape:
-        raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: resize the prediction")
-    true,b,K,C = true.to(pred.device),(len(pred) if per_image else 1),n_clusters,n_classes
-    void = true==ignore
-    pred,true = pred.masked_fill(void, 0),true.masked_fill(void, 0)
-    _check(pred, K, "pred", "is n_clusters right?")
-    _check(true, C, "true", "map the mask to classes, or set ignore")
-    cell = pred.mul_(C).add_(true)
-    if per_image: cell += K*C*torch.arange(b, device=pred.device).view(-1, *[1]*(pred.ndim-1))
-    cell.masked_fill_(void, b*K*C) # void pixels are counted too, in a last cell that is thrown away
-    mats = cell.flatten().bincount(minlength=b*K*C+1)[:-1].view(b, K, C)
+    mats,_ = _confusion(pred, true, n_clusters, n_classes, ignore, per_image)
     return mats if per_image else mats[0]
 
 # %% ../nbs/60_metrics.ipynb #bc7138c9
@@ -71,20 +74,30 @@ class ConfusionMatrix:
 
     def reset(self):
         "Forget all counts"
-        self.mat = torch.zeros(self.n_clusters, self.n_classes, dtype=torch.int64)
+        self.mat,self.ignored = torch.zeros(self.n_clusters, self.n_classes, dtype=torch.int64),0
         return self
 
     def __repr__(self):
-        return f"ConfusionMatrix: {self.n_clusters} clusters x {self.n_classes} classes, {self.mat.sum()} pixels"
+        void = f", {self.ignored} ignored" if self.ignored else ""
+        return f"ConfusionMatrix: {self.n_clusters} clusters x {self.n_classes} classes, {self.mat.sum()} pixels{void}"
 
 # %% ../nbs/60_metrics.ipynb #9d000758
+def _filled(x, true, ignore): # how many void pixels of each mask lie where its image is black to the edge, (B,)
+    if x is None or x.ndim!=4 or len(x)<2 or true.ndim!=3: return 0
+    ends = [(o.any(-1)*torch.arange(1, o.shape[1]+1, device=x.device)).amax(1) for there in [(x!=0).any(1)] for o in (there, there.mT)]
+    past = [torch.arange(n, device=x.device) >= (e[:,None]*n/m).round() for e,n,m in zip(ends, true.shape[1:], x.shape[2:])]
+    return ((past[0][:,:,None] | past[1][:,None]) & (true==ignore)).sum((1,2))
+
 @patch
 def update(self:ConfusionMatrix,
     pred, # clusters, (B,H,W) or any shape; tensor or array of integers
     true, # classes, same shape
+    images:Tensor=None, # (B,3,h,w); void pixels that a batch was filled up with are not counted as ignored then
 )->ConfusionMatrix: # itself
     "Count the pixels of a batch; see `confusion` for what is an error"
-    self.mat += confusion(pred, true, self.n_clusters, self.n_classes, self.ignore).cpu()
+    mats,void = _confusion(pred, true, self.n_clusters, self.n_classes, self.ignore, False)
+    self.mat += mats[0].cpu()
+    self.ignored += int(void)-int(torch.as_tensor(_filled(images, true, self.ignore)).sum())
     return self
 
 @patch
@@ -92,7 +105,7 @@ def __add__(self:ConfusionMatrix, other:ConfusionMatrix)->ConfusionMatrix:
     "Counts of both"
     if self.mat.shape!=other.mat.shape: raise ValueError(f"cannot add {other} to {self}")
     res = ConfusionMatrix(self.n_clusters, self.n_classes, self.ignore)
-    res.mat = self.mat+other.mat
+    res.mat,res.ignored = self.mat+other.mat,self.ignored+other.ignored
     return res
 
 # %% ../nbs/60_metrics.ipynb #446ac5f2
@@ -133,6 +146,8 @@ class Score:
     assignment:Tensor # class of each cluster, (K,); -1 = none
     names:list=None # names of the classes
     protocol:dict=field(default_factory=dict) # matching and whatever else the reader must know
+    n_true:int=None # number of classes that occur in the truth; None: not known
+    ignored:float=None # share of all pixels whose true value is ignored, in [0,1]; None: not known
 
     @property
     def matching(self):
@@ -144,7 +159,9 @@ class Score:
 def __repr__(self:Score):
     p = self.protocol
     rules = f"protocol {p['name']}" if "name" in p else ", ".join(f"{k} {v}" for k,v in p.items())
-    return (f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {self.n_classes} of {len(self.iou)} classes "
+    few = f", of which {self.n_true} occur{'s'*(self.n_true==1)}" if self.n_true not in (None, self.n_classes) else ""
+    void = f", {self.ignored:.1%} of the pixels ignored" if self.ignored else ""
+    return (f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {self.n_classes} of {len(self.iou)} classes{few}{void} "
             f"({len(self.assignment)} clusters, {rules})")
 
 @patch
@@ -152,7 +169,7 @@ def to_dict(self:Score)->dict:
     "Plain numbers, strings, lists and None, ready for JSON"
     iou = [None if o!=o else o for o in self.iou.tolist()]
     if self.names: iou = dict(zip(self.names, iou))
-    return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes,
+    return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes, n_true=self.n_true, ignored=self.ignored,
                 assignment=self.assignment.tolist(), protocol=dict(self.protocol))
 
 # %% ../nbs/60_metrics.ipynb #ee01be35
@@ -165,7 +182,25 @@ def _named(rows, classes, labels=None, **protocol)->Score: # of rows that are cl
     if names and len(names)!=C: raise ValueError(f"{len(names)} names for {C} classes")
     iou = tp/(rows[:C].sum(1)+rows.sum(0)-tp)
     return Score((tp.sum()/rows.sum()).item(), iou.nanmean().item(), iou, int(iou.isfinite().sum()), classes, names,
-                 protocol)
+                 protocol, int((rows.sum(0)>0).sum()))
+
+# %% ../nbs/60_metrics.ipynb #49886e71
+def _warn(true, ignored, labels=None): # pixels of each class, (C,); share of ignored ones, or None
+    there,names = true.nonzero()[:,0].tolist(),list(getattr(labels, "names", None) or labels or [])
+    void = f", {ignored:.0%} of the pixels {'are' if len(there)==1 else 'is'} ignored" if ignored else ""
+    look = "is a value that means a class taken for the one that is ignored? See LabelSet.fitted and table="
+    if len(there)==1:
+        c = repr(names[there[0]]) if names else there[0]
+        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere would be right: "
+                      f"{look}", stacklevel=4)
+    elif ignored and ignored>.5:
+        warnings.warn(f"{ignored:.0%} of the pixels are ignored, so the score is about the rest: {look}", stacklevel=4)
+
+def _told(s, mat)->Score: # with the share of ignored pixels, if `mat` knows it, and with a warning if it says little
+    counts = getattr(mat, "mat", mat)
+    if (void := getattr(mat, "ignored", None)) is not None: s.ignored = void/max(1, void+counts.sum().item())
+    _warn(torch.as_tensor(counts).flatten(0, -2).sum(0), s.ignored, s.names)
+    return s
 
 # %% ../nbs/60_metrics.ipynb #bb3d4857
 def score(
@@ -178,10 +213,10 @@ def score(
     match = dict(hungarian=hungarian, many_to_one=many_to_one)
     if matching not in match: raise ValueError(f"matching must be 'hungarian' or 'many_to_one', not {matching!r}")
     if isinstance(mat, ConfusionMatrix): protocol = {"ignore": mat.ignore, **protocol}
-    mat = _mat(mat)
-    if not mat.sum(): raise ValueError("no pixel was counted: are all masks void?")
-    classes = match[matching](mat)
-    return _named(_by_class(mat, classes), classes, labels, **{"matching": matching, **protocol})
+    counts = _mat(mat)
+    if not counts.sum(): raise ValueError("no pixel was counted: are all masks void?")
+    classes = match[matching](counts)
+    return _told(_named(_by_class(counts, classes), classes, labels, **{"matching": matching, **protocol}), mat)
 
 # %% ../nbs/60_metrics.ipynb #e8cdef92
 class HungarianMetric(Metric):
@@ -212,12 +247,16 @@ def accumulate(self:HungarianMetric,
     learn, # fastai `Learner` with `pred`, scores (B,K,h,w), and `y`, masks (B,H,W)
 ):
     "Count the batch that was just predicted"
-    pred,y,cm = learn.pred,learn.y,self.cm
+    pred,y,cm = learn.pred,learn.y.as_subclass(Tensor),self.cm
     if pred.ndim!=4 or pred.shape[1]!=cm.n_clusters:
         raise ValueError(f"the model returned {tuple(pred.shape)}, not (B,{cm.n_clusters},H,W) scores")
     pred = upsampled_argmax(pred.as_subclass(Tensor), y.shape[-2:])
-    mats = confusion(pred, y, cm.n_clusters, cm.n_classes, cm.ignore, per_image=True)
-    cm.mat += learn.to_detach(mats).sum(0).cpu()
+    mats,void = _confusion(pred, y, cm.n_clusters, cm.n_classes, cm.ignore, True)
+    x = getattr(learn, "x", None)
+    void -= _filled(x.as_subclass(Tensor) if isinstance(x, Tensor) else None, y, cm.ignore)
+    counts = learn.to_detach(torch.cat([mats, void[:,None,None].expand(-1, mats.shape[1], 1)], 2)).sum(0).cpu()
+    cm.mat += counts[:,:-1]
+    cm.ignored += counts[0,-1].item()
 
 @patch
 def score(self:HungarianMetric, **protocol)->Score:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from torch import Tensor
 from .labels import label_set
-from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score, _by_class, _named
+from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score, _by_class, _named, _told
 
 # %% ../nbs/61_protocols.ipynb #d8da7936
 def _counts(mat, ndim:int=2)->Tensor: # counts of a `ConfusionMatrix`, tensor or array
@@ -31,7 +31,7 @@ def per_image_score(
     "Match every image by itself, then count all images together; says nothing about what clusters mean"
     mats = _counts(mats, 3)
     rows = sum(_by_class(m, hungarian(m)) for m in mats)
-    return _named(rows, torch.full((mats.shape[1],), -1), labels, **{**protocol, "matching": "per_image"})
+    return _told(_named(rows, torch.full((mats.shape[1],), -1), labels, **{**protocol, "matching": "per_image"}), mats)
 
 # %% ../nbs/61_protocols.ipynb #79135e94
 _MATCHINGS = ("hungarian", "many_to_one", "per_image", "none")
@@ -110,7 +110,7 @@ def score(self:Protocol,
         raise ValueError(f"the matrix ignores {mat.ignore}, {p.name} says {p.ignore}: give ignore={mat.ignore}")
     if labels is None and p.labels: labels = label_set(p.labels)
     if p.matching=="per_image": s = per_image_score(mat, labels)
-    elif p.matching=="none": s = _named(_counts(mat).double(), _match(_counts(mat), "none"), labels)
+    elif p.matching=="none": s = _told(_named(_counts(mat).double(), _match(_counts(mat), "none"), labels), mat)
     else: s = score(mat, p.matching, labels)
     s.protocol = {k:v for k,v in p.to_dict().items() if k not in ("note", "source")}
     return s
