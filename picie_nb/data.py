@@ -106,7 +106,8 @@ def match_masks(
         named.setdefault(_nfc(m.stem), []).append(m)
     res,missing = {},[]
     for f in files:
-        found = exact.get(_nfc(Path(os.path.relpath(f, root)).with_suffix(''))) or _nearest(f, named.get(_nfc(f.stem), []))
+        rel = _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
+        found = exact.get(rel) or _nearest(f, named.get(rel.name, []))
         if len(found)>1: raise ValueError(f'{f} fits {len(found)} masks, {found[0]} and {found[1]}: '
                                           'keep one, or give as `masks` a function of the image path')
         if found: res[f] = found[0]
@@ -118,7 +119,8 @@ def match_masks(
 
 # %% ../nbs/11_data.ipynb #3c64a00d
 def _nearest(f, masks):
-    def shared(m): return next((i for i,(a,b) in enumerate(zip(_nfc(f).parts[-2::-1], _nfc(m).parts[-2::-1])) if a!=b), 99)
+    above = _nfc(f).parts[-2::-1]
+    def shared(m): return next((i for i,(a,b) in enumerate(zip(above, _nfc(m).parts[-2::-1])) if a!=b), 99)
     best = max(map(shared, masks), default=0)
     return [m for m in masks if shared(m)==best]
 

@@ -190,7 +190,8 @@ def _black_white(seen): # white, if the values in all of `seen` are 0 and white 
 
 def _two(images, labels): # black and white as 0 and 1; `labels` of truths, None for predictions
     if not isinstance(images, (np.ndarray, Tensor, list, tuple)): return images
-    items = [_ints(o, "true" if labels else "pred") for o in ([images] if getattr(images, "ndim", 0)==2 else images)]
+    images = [images] if getattr(images, "ndim", 0)==2 else images
+    items = [_ints(o, "true" if labels else "pred") for o in images]
     seen = [o.unique().tolist() for o in items]
     if labels:
         fit = labels.fitted(seen)
@@ -218,10 +219,10 @@ def evaluate(
         true = _two(true, LabelSet(labels.names if labels else map(str, range(n_classes)), ignore=ignore))
     names = names if names is None else list(names)
     mats,seen,void = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
-    raw = labels is not None and not given and labels.table.get(ignore, ignore)!=ignore and ignore not in labels.table.values()
+    raw = labels is not None and not given and ignore in labels.table and ignore not in labels.table.values()
     if void.any() and (raw or two and not mats[...,1:].any()): raise ValueError(
-        f"true holds {ignore}, which is ignored here but seems to mean a class: give labels.map(true), or ignore={ignore} "
-        "if it is void")
+        f"true holds {ignore}, which is ignored here but seems to mean a class: give labels.map(true), or "
+        f"ignore={ignore} if it is void")
     return Evaluation(mats, labels, card, matching, ignore, names or seen, void)
 
 # %% ../nbs/62_evaluation.ipynb #64e05ab6

@@ -67,12 +67,13 @@ def _whole(o, what):
 
 def _rgb(colours): # -> (C,3) uint8
     if hasattr(colours, 'tolist'): colours = colours.tolist()
-    def of(o): return list(bytes.fromhex(o.strip()[1:])) if isinstance(o, str) and re.fullmatch('#[0-9a-fA-F]{6}', o.strip()) else o
-    try: res = np.asarray([of(o) for o in colours])
+    def hexed(o): return isinstance(o, str) and re.fullmatch('#[0-9a-fA-F]{6}', o.strip())
+    try: res = np.asarray([list(bytes.fromhex(o.strip()[1:])) if hexed(o) else o for o in colours])
     except ValueError: res = np.asarray('') # rows of different lengths
     if res.dtype.kind=='f' and res.size and res.max()<=1: res = 255*res
     if res.dtype.kind not in 'iuf' or res.size and not (res.min()>=0 and res.max()<=255):
-        raise ValueError('palette: give every class red, green and blue, as numbers in 0..255 or fractions in 0..1, or as #rrggbb')
+        raise ValueError('palette: give every class red, green and blue, as numbers in 0..255 or fractions in 0..1, '
+                         'or as #rrggbb')
     return res.round().astype(np.uint8)
 
 # %% ../nbs/10_labels.ipynb #9d19c761
@@ -162,7 +163,8 @@ def _values(self:LabelSet, mask): # array or PIL image -> the whole numbers in i
     if mode in ('CMYK','YCbCr','HSV','LAB'):
         raise ValueError(f'the mask has colours (mode {mode}), not class numbers: save one number per pixel')
     mask = np.asarray(mask)
-    if mask.dtype.kind not in 'iub': raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers, not fractions')
+    if mask.dtype.kind not in 'iub':
+        raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers, not fractions')
     return mask
 
 @patch
@@ -249,7 +251,7 @@ def _of_colour(self:LabelSet): # {colour: a file value of its class}, without co
     void = {(0,0,0): value[self.ignore]} if self.ignore in value and not self._unsure else {}
     return {**void, **{o: value.get(c) for c,o in enumerate(pal) if pal.count(o)==1}}
 
-def _pieces(im): # mode P or RGB -> numbers of the n things in it (None for colours), colours, (n,3), which is where, (H,W)
+def _pieces(im): # mode P or RGB -> numbers of its n pieces (None for colours), their colours, (n,3), and places, (H,W)
     a = np.asarray(im)
     if im.mode=='RGB' and not (a==a[...,:1]).all():
         codes,where = np.unique(a@np.array([65536,256,1]), return_inverse=True)
@@ -328,8 +330,8 @@ TOYSCENES = LABELSETS['toyscenes']
 CAMVID11 = LABELSETS['camvid11']
 
 # %% ../nbs/10_labels.ipynb #f66e5471
-_FIELDS = dict(name='name title label class class_name category'.split(), value='value id index pixel_value number'.split(),
-               colour='color colour rgb hex color_rgb'.split())
+_FIELDS = dict(name='name title label class class_name category'.split(),
+               value='value id index pixel_value number'.split(), colour='color colour rgb hex color_rgb'.split())
 
 def _field(row, what): # of a dict with anybody's keys
     res = next((row[k] for k in row if str(k).strip().lower().replace(' ','_') in _FIELDS[what] and row[k]!=''), None)
@@ -344,17 +346,20 @@ def _rows(o): # dicts with name, value and colour, from a dict or list
         if isinstance(o.get(k), list): return _rows(o[k])
     def kind(v): return 'colour' if isinstance(v, (tuple,list)) or str(v).startswith('#') else 'value'
     if all(isinstance(v, dict) for v in o.values()): return [{'name':k, **v} for k,v in o.items()]
-    if all(v is None or isinstance(v, str) and v[:1]!='#' for v in o.values()): return [{'name':v, kind(k):k} for k,v in o.items()]
+    if all(v is None or isinstance(v, str) and v[:1]!='#' for v in o.values()):
+        return [{'name':v, kind(k):k} for k,v in o.items()]
     return [{'name':k, kind(v):v} for k,v in o.items()]
 
 # %% ../nbs/10_labels.ipynb #e865e765
 def _described(o): # arguments of `LabelSet`, from a dict or list
+    if isinstance(o, dict) and isinstance(o.get('names'), dict): o = o['names']
     if isinstance(o, dict) and isinstance(o.get('names'), (list,tuple)):
         if more := {*o}-{'names','palette','ignore','table','things','hint','source'}:
             raise ValueError(f'a label set has no {sorted(more)}: it has names, palette, ignore, table, things, hint')
         return {k:v for k,v in o.items() if k!='source'}
     rows = [(_field(r, 'name'), _field(r, 'value'), _field(r, 'colour')) for r in _rows(o)]
-    if odd := [n for n,_,_ in rows if isinstance(n, (list,tuple,dict))]: raise ValueError(f'{odd[0]!r} is no name of a class')
+    if odd := [n for n,_,_ in rows if isinstance(n, (list,tuple,dict))]:
+        raise ValueError(f'{odd[0]!r} is no name of a class')
     void = [v for n,v,_ in rows if n in (None,'','__ignore__')]
     rows = [(str(n).strip(), v, c) for n,v,c in rows if n not in (None,'','__ignore__')]
     values,first = [v for _,v,_ in rows],{n:c for n,_,c in reversed(rows)}
@@ -364,15 +369,16 @@ def _described(o): # arguments of `LabelSet`, from a dict or list
             raise ValueError(f'some classes have a {what}, others none: give all of them one')
     res = dict(names=names)
     if values and values[0] is not None:
-        pairs = [(_whole(v, 'value'), names.index(n)) for n,v,_ in rows]+[(_whole(v, 'value'), 255) for v in void if v is not None]
-        if len({v for v,_ in pairs})<len(pairs): raise ValueError(f'values {[v for v,_ in pairs]}: one of them means two classes')
-        res['table'] = dict(pairs)
+        pairs = [(v, names.index(n)) for n,v,_ in rows]+[(v, 255) for v in void if v is not None]
+        res['table'] = {_whole(v, 'value'):c for v,c in pairs}
+        if len(res['table'])<len(pairs): raise ValueError(f'values {[v for v,_ in pairs]}: one of them means two classes')
     return {**res, 'palette': [first[n] for n in names]} if first and first[names[0]] is not None else res
 
 # %% ../nbs/10_labels.ipynb #e9906f1c
 def _text(file): # of a text file in the usual encodings
     data = Path(file).read_bytes()
-    for mark,code in ((b'\xef\xbb\xbf','utf-8-sig'), (b'\xff\xfe\0\0','utf-32'), (b'\xff\xfe','utf-16'), (b'\xfe\xff','utf-16')):
+    marks = {b'\xef\xbb\xbf':'utf-8-sig', b'\xff\xfe\0\0':'utf-32', b'\xff\xfe':'utf-16', b'\xfe\xff':'utf-16'}
+    for mark,code in marks.items():
         if data.startswith(mark): return data.decode(code)
     if b'\0' in data[:2000]: return data.decode('utf-16-le' if data[1:2]==b'\0' else 'utf-16-be')
     for code in ('utf-8','cp1252'):
@@ -392,8 +398,8 @@ def _line(line): # a name, and a value, a colour or both, in any order -> dict
     name = [c for c in cells if c not in colour and not re.fullmatch(r'-?\d+', c)]
     if len(name)!=1 or len(numbers) not in (0,1,3):
         raise ValueError(f'{line!r} is no name with a value or colour: begin the file with headings, as name,value,r,g,b')
-    return {'name':name[0], **({'value':numbers[0]} if len(numbers)==1 else {}), **({'colour':colour[0]} if colour else {})}
-
+    value = {'value':numbers[0]} if len(numbers)==1 else {}
+    return {'name':name[0], **value, **({'colour':colour[0]} if colour else {})}
 def _read_labels(file):
     lines = [l for l in _lines(file) if not re.match(r'#\s|#$', l)]
     try:
@@ -424,8 +430,8 @@ def label_set(
     if res := LABELSETS.get(str(name).lower()): return res
     if Path(name).is_file(): return _read_labels(name)
     if isinstance(name, str) and ',' in name: return LabelSet([o.strip() for o in name.split(',')])
-    raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}; for your own give names, '
-                     'separated by commas, or a file of names, values and colours')
+    raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}; for your own give '
+                     'names, separated by commas, or a file of names, values and colours')
 
 # %% ../nbs/10_labels.ipynb #f96b2461
 @patch

@@ -84,8 +84,9 @@ class ConfusionMatrix:
 # %% ../nbs/60_metrics.ipynb #9d000758
 def _filled(x, true, ignore): # how many void pixels of each mask lie where its image is black to the edge, (B,)
     if x is None or x.ndim!=4 or len(x)<2 or true.ndim!=3: return 0
-    ends = [(o.any(-1)*torch.arange(1, o.shape[1]+1, device=x.device)).amax(1) for there in [(x!=0).any(1)] for o in (there, there.mT)]
-    past = [torch.arange(n, device=x.device) >= (e[:,None]*n/m).round() for e,n,m in zip(ends, true.shape[1:], x.shape[2:])]
+    there,to = (x!=0).any(1),partial(torch.arange, device=x.device)
+    ends = [(o.any(-1)*to(1, o.shape[1]+1)).amax(1,keepdim=True) for o in (there, there.mT)]
+    past = [to(n) >= (e*n/m).round() for e,n,m in zip(ends, true.shape[1:], x.shape[2:])]
     return ((past[0][:,:,None] | past[1][:,None]) & (true==ignore)).sum((1,2))
 
 @patch
@@ -159,10 +160,10 @@ class Score:
 def __repr__(self:Score):
     p = self.protocol
     rules = f"protocol {p['name']}" if "name" in p else ", ".join(f"{k} {v}" for k,v in p.items())
-    few = f", of which {self.n_true} occur{'s'*(self.n_true==1)}" if self.n_true not in (None, self.n_classes) else ""
-    void = f", {self.ignored:.1%} of the pixels ignored" if self.ignored else ""
-    return (f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {self.n_classes} of {len(self.iou)} classes{few}{void} "
-            f"({len(self.assignment)} clusters, {rules})")
+    of = f"{self.n_classes} of {len(self.iou)} classes"
+    if self.n_true not in (None, self.n_classes): of += f", of which {self.n_true} occur{'s'*(self.n_true==1)}"
+    if self.ignored: of += f", {self.ignored:.1%} of the pixels ignored"
+    return f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {of} ({len(self.assignment)} clusters, {rules})"
 
 @patch
 def to_dict(self:Score)->dict:
@@ -191,8 +192,8 @@ def _warn(true, ignored, labels=None): # pixels of each class, (C,); share of ig
     look = "is a value that means a class taken for the one that is ignored? See LabelSet.fitted and table="
     if len(there)==1:
         c = repr(names[there[0]]) if names else there[0]
-        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere would be right: "
-                      f"{look}", stacklevel=4)
+        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere would be "
+                      f"right: {look}", stacklevel=4)
     elif ignored and ignored>.5:
         warnings.warn(f"{ignored:.0%} of the pixels are ignored, so the score is about the rest: {look}", stacklevel=4)
 

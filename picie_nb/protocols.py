@@ -31,7 +31,8 @@ def per_image_score(
     "Match every image by itself, then count all images together; says nothing about what clusters mean"
     mats = _counts(mats, 3)
     rows = sum(_by_class(m, hungarian(m)) for m in mats)
-    return _told(_named(rows, torch.full((mats.shape[1],), -1), labels, **{**protocol, "matching": "per_image"}), mats)
+    s = _named(rows, torch.full((mats.shape[1],), -1), labels, **{**protocol, "matching": "per_image"})
+    return _told(s, mats)
 
 # %% ../nbs/61_protocols.ipynb #79135e94
 _MATCHINGS = ("hungarian", "many_to_one", "per_image", "none")
