@@ -257,7 +257,7 @@ def _train(learn, epochs:int, draws:int, before=None, about={}, **kwargs)->dict:
 @command
 def picie_check(
     root:str, # folder of a data set in a known layout, or of images
-    labels:str=None, # what the values of the masks mean, for example cocostuff27; default: the data set's own
+    labels:str=None, # what the values of the masks mean: cocostuff27, names such as sky,road, or a file; default: the data set's own
     splits:str=None, # for cityscapes: published or standard splits
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
