@@ -459,7 +459,7 @@ def _by_key(folder, suffix):
     "{path below the folder, without ending and suffix: file}, without JPEG"
     folder,res = Path(folder),{}
     if folder.is_file(): raise ValueError(f"{folder} is a file: give the folder that it is in")
-    for f in image_files(folder):
+    for f in image_files(folder, drawn=True):
         if f.suffix.lower() in (".jpg",".jpeg",".webp") or not f.stem.endswith(suffix): continue
         key = f.relative_to(folder).with_name(f.stem.removesuffix(suffix)).as_posix()
         if key in res: raise ValueError(f"{res[key]} and {f} have the same name: keep one of them")
