@@ -307,7 +307,9 @@ def picie_segment(
         if isinstance(s, tuple): failed.update([s]); continue
         s.save(out/rel)
         done[rel.as_posix()] = os.path.abspath(f)
-        if overlay: s.overlay().save((out/rel).with_suffix(".overlay.jpg"), quality=92, **_drawing())
+        if overlay:
+            (over := s.overlay()).thumbnail((65500, 65500)) # a JPEG holds no more
+            over.save((out/rel).with_suffix(".overlay.jpg"), quality=92, **_drawing())
         pixels += np.bincount(s.clusters.ravel(), minlength=len(pixels))
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
     legend = _legend(seg, pixels)
@@ -344,7 +346,8 @@ def _jobs(paths, out=None)->list:
     jobs, drawn = [], 0
     for p in map(Path, paths):
         if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
-        if out and p.is_dir() and p.resolve() == out.resolve(): raise ValueError(f"--out {out} is the folder of the images: give another folder")
+        if out and p.is_dir() and p.resolve() == out.resolve():
+            raise ValueError(f"--out {out} is the folder of the images: give another folder")
         skip = out.resolve() if out and p.resolve() in out.resolve().parents else None # what an earlier version wrote there
         for f in image_files(p):
             if p.is_file() and _is_drawn(f): drawn += 1

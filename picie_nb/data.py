@@ -28,8 +28,8 @@ _all_ = ['ToyScenes']
 IMAGE_SUFFIXES = ('.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm '
                   '.jp2 .j2k .jpx .jpf .avif .heic .heif .hif .jxl').split()
 _RAW = '.dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw'.split()
-_JUNK = ('@eadir @__thumb @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler recycled lost+found '
-         '__macosx').split()+['system volume information']
+_JUNK = ('@eadir @__thumb @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler recycled '
+         'lost+found __macosx').split()+['system volume information']
 
 def image_files(
     path, # a folder, or one image file
@@ -91,8 +91,9 @@ def _is_drawn(f):
 # %% ../nbs/11_data.ipynb #446c4b5b
 def _pillow(path):
     if n := os.environ.get('PICIE_MAX_MEGAPIXELS'): # reaches commands, and processes that load images
-        try: Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS and max(int(float(n)*1e6), Image.MAX_IMAGE_PIXELS)
-        except (ValueError,OverflowError): raise ValueError(f'PICIE_MAX_MEGAPIXELS={n}: give a number, for example 400')
+        try: n = int(float(n)*1e6)
+        except (ValueError,OverflowError): raise ValueError(f'PICIE_MAX_MEGAPIXELS={n}: give a number, such as 400')
+        if Image.MAX_IMAGE_PIXELS: Image.MAX_IMAGE_PIXELS = max(n, Image.MAX_IMAGE_PIXELS)
     try: return Image.open(path)
     except UnidentifiedImageError:
         _plug_in()
@@ -105,8 +106,9 @@ def _open(path, f):
     except (ValueError,TypeError) as e: raise ValueError(f'{path}: {e}') from e
     except Image.DecompressionBombError as e:
         n = -(-max(map(int, re.findall(r'\d+', str(e))), default=0)//10**6)
-        raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. If you trust it, set '
-            f'PIL.Image.MAX_IMAGE_PIXELS = None, or for commands PICIE_MAX_MEGAPIXELS={n}; or cut it into parts') from e
+        raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. If you '
+            f'trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the environment of a '
+            'command; or cut it into parts') from e
     except (OSError,SyntaxError,EOFError) as e: raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
 
 # %% ../nbs/11_data.ipynb #c66dc96b
@@ -116,30 +118,34 @@ def _remedy(path): # for a file that Pillow cannot read, by its first bytes: pho
     except OSError: head = b''
     known = Image.registered_extensions()
     need = [p for p,(ends,begin) in _PLUGINS.items() if ends.split()[0] not in known and re.match(begin, head, re.S)]
-    return f'pip install {need[0]}, or save it as JPEG' if need else 'Is it cut short, or no image? Replace or remove it'
+    if need: return f'pip install {need[0]}, or save it as JPEG'
+    return 'Is it cut short, or no image? Replace or remove it'
 
 # %% ../nbs/11_data.ipynb #7a799442
-def _eight_bits(a): # numbers of any kind to 0..255
-    if a.dtype==np.uint8: return a
-    if a.dtype==bool: return a.astype(np.uint8)*255
-    if a.dtype.kind not in 'iuf': raise ValueError(f'an image holds numbers, not {a.dtype}')
-    low,high = a.min(),a.max()
-    if a.dtype.kind=='f':
-        if not (low>=-.01 and high<=1.01): raise ValueError(f'fractions of an image lie in [0,1], these go from {low:.3g} '
-            f'to {high:.3g}: divide by 255, or leave out the normalisation')
-        return (a.clip(0, 1)*255).round().astype(np.uint8)
+def _black_and_white(a): # which of the whole numbers of an image are black and white
     some = a[tuple(slice(None, None, -(-n//1000)) for n in a.shape[:2])]
     lo,hi = (int(np.percentile(some, q, method=m)) for q,m in ((.1,'lower'),(99.9,'higher')))
-    if lo==hi: lo,hi = int(low),int(high)
+    if lo==hi: lo,hi = int(a.min()),int(a.max())
     bits = next((b for b in (8,10,12,14,16) if 0<=lo and hi<2**b), 0)
-    if bits>8 and high<2**16 and not (a%257).any(): bits = 16 # 8 bits that were written as 16
-    elif bits>8 and lo<hi<lo+2**bits/8: bits = 0
-    if not bits: warnings.warn('whole numbers that are negative, above 65535 or in a small part of their range are spread from '
-                               'black to white; save the image with 8 bits to choose its range')
-    elif 8<bits<16: warnings.warn(f'16-bit pixels below {2**bits} are read as {bits} bits, else the image would be nearly black; '
-                                  'save it with 8 bits if it is')
-    lo,hi = (0,2**bits-1) if bits else (lo,max(hi, lo+1))
-    levels = np.arange(2**16) if 0<=low and high<2**16 else a
+    if bits>8 and a.max()<2**16 and not (a%257).any(): return 0,2**16-1 # 8 bits that were written as 16
+    if not bits or bits>8 and lo<hi<lo+2**bits/8:
+        warnings.warn('whole numbers that are negative, above 65535 or in a small part of their range are spread '
+                      'from black to white; save the image with 8 bits to choose its range')
+        return lo,max(hi, lo+1)
+    if 8<bits<16: warnings.warn(f'16-bit pixels below {2**bits} are read as {bits} bits, else the image would be '
+                                'nearly black; save it with 8 bits if it is')
+    return 0,2**bits-1
+
+# %% ../nbs/11_data.ipynb #423083a5
+def _eight_bits(a): # numbers of any kind to 0..255
+    if a.dtype==np.uint8: return a
+    if a.dtype.kind not in 'biuf': raise ValueError(f'an image holds numbers, not {a.dtype}')
+    low,high = a.min(),a.max()
+    if a.dtype.kind=='f' and not (low>=-.01 and high<=1.01):
+        raise ValueError(f'fractions of an image lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, '
+                         'or leave out the normalisation')
+    lo,hi = _black_and_white(a) if a.dtype.kind in 'iu' else (0,1)
+    levels = np.arange(2**16) if a.dtype.kind in 'iu' and 0<=low and high<2**16 else a # fewer than pixels
     res = ((levels-float(lo))*(255/(hi-lo))).clip(0, 255).round().astype(np.uint8)
     return res if levels is a else res[a]
 
@@ -150,8 +156,8 @@ def _on_white(im, multiplied=False): # RGB; what is invisible becomes white
     n = im.getchannel('A').histogram()
     if 2*n[255]>=sum(n[1:])>0: return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     if multiplied: raise ValueError('its colours were multiplied by a band that is no transparency; save it as RGB')
-    warnings.warn('a band marked as transparency hides or veils most of the picture (infrared? an empty band?) and is left '
-                  'out; save the image as RGB to choose')
+    warnings.warn('a band marked as transparency hides or veils most of the picture (infrared? an empty band?) and is '
+                  'left out; save the image as RGB to choose')
     return im.convert('RGB')
 
 # %% ../nbs/11_data.ipynb #3fa566d4
@@ -160,8 +166,8 @@ def _from_array(a, bands_first=False): # an array of numbers as a PIL image
     if a.ndim==2: a = a[...,None]
     if not a.size: raise ValueError(f'this image has no pixels: {shape}')
     bands = [d for d in ((0,2) if bands_first else (2,0)) if a.ndim==3 and a.shape[d] in (1,2,3,4)]
-    if not bands: raise ValueError(f'an image has shape (H,W), (H,W,3) or, as a tensor, (3,H,W), this one {tuple(shape)}; '
-                                   'of a batch x, give list(x)')
+    if not bands: raise ValueError('an image has shape (H,W), (H,W,3) or, as a tensor, (3,H,W), this one '
+                                   f'{tuple(shape)}; of a batch x, give list(x)')
     a = np.moveaxis(a, bands[0], 2)
     colours = a.shape[2]-(a.shape[2] in (2,4)) # the last of 2 or 4 is transparency
     a = np.dstack([_eight_bits(o) for o in (a[...,:colours], a[...,colours:]) if o.size])
@@ -169,13 +175,14 @@ def _from_array(a, bands_first=False): # an array of numbers as a PIL image
 
 # %% ../nbs/11_data.ipynb #8d92a398
 def _to_rgb(im):
-    raw,inverted = str(getattr(im, 'tile', [])[:1]),getattr(im, 'tag_v2', {}).get(262)==0 # of the file: gone after loading
+    raw = str(getattr(im, 'tile', [])[:1]) # how the file holds the pixels, such as RGB;16B; gone when they are loaded
+    inverted = getattr(im, 'tag_v2', {}).get(262)==0
     if im.getexif().get(0x112, 1)!=1: im = ImageOps.exif_transpose(im)
     if im.mode=='F': raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
     if im.mode.startswith('I'):
         a = _eight_bits(np.asarray(im))
         return Image.fromarray(255-a if inverted else a).convert('RGB')
-    if ';16' in raw and max(hi for b,(_,hi) in zip(im.getbands(), im.getextrema()) if b!='A')<64: # Pillow kept 8 of the 16
+    if ';16' in raw and max(hi for b,(_,hi) in zip(im.getbands(), im.getextrema()) if b!='A')<64:
         raise ValueError('its 16-bit colours are nearly black, as if they had 12 bits; save it with 8 bits')
     return _on_white(im, 'RGBa' in raw)
 

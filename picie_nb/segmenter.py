@@ -200,7 +200,8 @@ def _coarse(self:Segmenter, x:Tensor)->Tensor:
     if self.net.training: self.net.eval()
     low, high = x.aminmax() if x.numel() and x.dtype != torch.uint8 else (0, 1)
     if not (low >= -.01 and high <= 1.01):
-        raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, or leave out the normalisation, the network does it itself")
+        raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, or leave out the normalisation, "
+                         "the network does it itself")
     return _tiled(self._run, x, self.tile, math.lcm(4, *self.net.backbone.strides), 1 if self.refine else 4)
 
 @patch
