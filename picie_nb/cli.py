@@ -9,10 +9,12 @@ __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'pic
            'picie_evaluate', 'picie_demo']
 
 # %% ../nbs/90_cli.ipynb #18acd58d
-import inspect, io, json, os, random, re, sys, tempfile, time, warnings, numpy as np, torch
+import inspect, io, json, os, random, re, sys, tempfile, time, unicodedata, warnings, numpy as np, torch
+from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from contextvars import ContextVar
 from functools import partial, wraps
+from itertools import count
 from pathlib import Path
 from fastcore.script import call_parse, is_cli, CliError
 
@@ -24,7 +26,9 @@ def command(f):
     name = f.__name__.replace("_", "-")
     @wraps(f)
     def _f(*args, **kwargs):
-        if is_cli(cmd): warnings.simplefilter("ignore", FutureWarning) # of other packages
+        if is_cli(cmd):
+            warnings.simplefilter("ignore", FutureWarning) # of other packages
+            warnings.showwarning = lambda text, *_, **__: print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
         given = inspect.signature(f).bind(*args, **kwargs).arguments
         silent = given.get("quiet") or given.get("json") == "-" or is_cli(cmd) and int(os.environ.get("RANK", 0)) # of several processes, the first one speaks
         before = _output.set(sys.stdout)
@@ -131,6 +135,7 @@ def picie_train(
 ):
     "Train a segmenter on a folder of images, without labels"
     from picie_nb.checkpoint import _found, _locks
+    from picie_nb.data import _drawing
     from picie_nb.gallery import contact_sheet
     from picie_nb.segmenter import _replacing
     from picie_nb.learner import picie_config, picie_learner
@@ -176,7 +181,7 @@ def picie_train(
     seg = learn.segmenter()
     print(f"wrote {seg.save(out)}")
     if json: print(f"wrote {_write_json(json, report)}")
-    with _replacing(sheet) as tmp: contact_sheet(seg, files[1]).save(tmp, format="PNG")
+    with _replacing(sheet) as tmp: contact_sheet(seg, files[1]).save(tmp, format="PNG", **_drawing())
     print(f"wrote {sheet}")
     _remove(run)
     return report
@@ -278,14 +283,15 @@ def picie_segment(
     *paths:str, # images, or folders of images
     out:str="segments", # folder to write to
     overlay:bool=False, # write the image with its clusters painted over it as well?
-    size:int=None, # short side at which images enter the network, default that of the segmenter
+    size:int=None, # short side at which images enter the network, in tiles if it is large; default that of the segmenter
     bs:int=8, # images that enter the network together, if they have one size
     onnx:bool=False, # run MODEL in onnxruntime? Goes without saying if MODEL is an .onnx file
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
     "Segment images and folders of images with a trained segmenter"
-    from picie_nb.segmenter import Segmenter, OnnxSegmenter
+    from picie_nb.data import _drawing
+    from picie_nb.segmenter import Segmenter
     for name, n in dict(size=size, bs=bs).items():
         if n is not None and n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
     if not paths: raise ValueError("no images given: picie-segment MODEL PATH... needs at least one image or folder")
@@ -295,20 +301,23 @@ def picie_segment(
     seg = _onnx_of(model) if onnx else Segmenter.load(model)
     json = _writable(json, "--json") if json else None
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give the name of a folder")
-    pixels, n, failed = np.zeros(len(seg.labels), np.int64), 0, {}
+    pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     files = [f for f, _ in jobs]
-    for (_, rel), s in zip(jobs, _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()):
+    for (f, rel), s in zip(jobs, _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()):
         if isinstance(s, tuple): failed.update([s]); continue
-        n += 1
         s.save(out/rel)
-        if overlay: s.overlay().save((out/rel).with_suffix(".overlay.jpg"), quality=92)
+        done[rel.as_posix()] = os.path.abspath(f)
+        if overlay:
+            (over := s.overlay()).thumbnail((65500, 65500)) # a JPEG holds no more
+            over.save((out/rel).with_suffix(".overlay.jpg"), quality=92, **_drawing())
         pixels += np.bincount(s.clusters.ravel(), minlength=len(pixels))
-        if sys.stderr.isatty() and not quiet: print(f"\r{n}/{len(jobs)}", end="", file=sys.stderr)
+        if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
     legend = _legend(seg, pixels)
     _write_json(out/"legend.json", legend)
-    print(f"wrote {n} segmentations and legend.json to {out}")
+    _write_json(out/"manifest.json", {**_manifest(out), **done})
+    print(f"wrote {len(done)} segmentations, legend.json and manifest.json to {out}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
-    if json: print(f"wrote {_write_json(json, dict(images=n, failed=failed, out=str(out), legend=legend))}")
+    if json: print(f"wrote {_write_json(json, dict(images=len(done), files=done, failed=failed, out=str(out), legend=legend))}")
     return 1 if failed else 0
 
 # %% ../nbs/90_cli.ipynb #7618f6c8
@@ -324,30 +333,50 @@ def _one_by_one(seg, files):
         try: yield seg(f)
         except (ValueError, OSError) as e: yield str(f), str(e)
 
-def _jobs(paths, out=None)->list:
-    "(file, relative name of its PNG) for every image; two images never share a name, and no photo is overwritten"
-    from picie_nb.data import image_files
-    jobs, seen, skip = [], set(), None
-    for p in map(Path, paths):
-        if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
-        if out and p.is_dir():
-            if p.resolve() == out.resolve(): raise ValueError(f"--out {out} is the folder of the images: give another folder")
-            skip = out.resolve() if p.resolve() in out.resolve().parents else None # what an earlier run wrote
-        for f in (image_files(p) if p.is_dir() else [p]):
-            if p.is_dir() and skip in f.resolve().parents: continue
-            rel = f.relative_to(p).with_suffix(".png") if p.is_dir() else Path(f.name).with_suffix(".png")
-            name, n = rel, 1
-            while rel in seen: rel, n = name.with_name(f"{name.stem}_{n}.png"), n+1
-            if out and (out/rel).resolve() == f.resolve(): raise ValueError(f"--out {out}: {rel} would take the place of the photo: give another folder")
-            seen.add(rel)
-            jobs.append((f, rel))
-    return jobs
-
 def _legend(seg, pixels)->list:
     "Cluster, name, colour and share of pixels, for `legend.json`"
     share = pixels/max(pixels.sum(), 1)
     return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
             for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
+
+# %% ../nbs/90_cli.ipynb #5ba28e24
+def _jobs(paths, out=None)->list:
+    "(file, relative name of its PNG) for every image; two images never share a name, and no photo is overwritten"
+    from picie_nb.data import image_files, _is_drawn
+    jobs, drawn = [], 0
+    for p in map(Path, paths):
+        if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
+        if out and p.is_dir() and p.resolve() == out.resolve():
+            raise ValueError(f"--out {out} is the folder of the images: give another folder")
+        skip = out.resolve() if out and p.resolve() in out.resolve().parents else None # what an earlier version wrote there
+        for f in image_files(p):
+            if p.is_file() and _is_drawn(f): drawn += 1
+            elif skip not in f.resolve().parents: jobs.append((f, f.relative_to(p) if p.is_dir() else Path(f.name)))
+    if drawn: print(f"left out: {drawn} files that this library drew", file=sys.stderr)
+    if not jobs: raise ValueError("no images given but what this library drew")
+    jobs = _names(jobs)
+    for _, rel in jobs if out else ():
+        if (out/rel).exists() and not _is_drawn(out/rel):
+            raise ValueError(f"--out {out}: {rel} would take the place of the photo or file that is there: give another folder")
+    return jobs
+
+def _names(jobs)->list:
+    "(file, name of its PNG): the image's name with another ending or, if others claim that too, with one more"
+    def key(o): return unicodedata.normalize("NFC", o.as_posix()).casefold() # many disks take these for one name
+    claims = Counter(key(o.with_suffix(".png")) for _, o in jobs)
+    taken, res = set(claims), []
+    for f, o in jobs:
+        name = o.with_suffix(".png")
+        if claims[key(name)] > 1: name = next(m for n in count(1) if key(m := o.with_name(f"{o.name}{f'_{n}'*(n > 1)}.png")) not in taken)
+        taken.add(key(name))
+        res.append((f, name))
+    return res
+
+def _manifest(out)->dict:
+    "What earlier runs wrote to `out` and is still there: {file: photo it was made of}"
+    try: old = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): old = {}
+    return {k: v for k, v in old.items() if (out/k).exists()} if isinstance(old, dict) else {}
 
 # %% ../nbs/90_cli.ipynb #c02e9f26
 @command
@@ -457,9 +486,10 @@ def _say_evaluation(ev, intervals):
 def _confusion_picture(ev, path):
     "Draw the confusion matrix into a file"
     from matplotlib.figure import Figure
+    from picie_nb.data import _MARK
     fig = Figure(figsize=ev._fig_size(), layout="constrained")
     ev.plot_confusion(fig.subplots())
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120, metadata={"Comment": _MARK} if Path(path).suffix.lower() == ".png" else None)
     return path
 
 # %% ../nbs/90_cli.ipynb #9bb9254b
@@ -512,6 +542,7 @@ def _demo_columns(learn):
 def _demo_picture(learn, untrained, path, n=6):
     "Image, truth, clusters before and after training, one column for each scene"
     from matplotlib.figure import Figure
+    from picie_nb.data import _MARK
     x, y = learn.dls.valid.one_batch()[:2]
     rows = {"image": [(255*o.permute(1, 2, 0)).byte().numpy() for o in x.as_subclass(torch.Tensor).cpu()],
             "truth": [learn.classes.colorize(o) for o in y.as_subclass(torch.Tensor).cpu()],
@@ -520,5 +551,5 @@ def _demo_picture(learn, untrained, path, n=6):
     for axs, (name, ims) in zip(fig.subplots(len(rows), n), rows.items()):
         for ax, im in zip(axs, ims): ax.imshow(im, interpolation="nearest"); ax.set(xticks=[], yticks=[])
         axs[0].set_ylabel(name)
-    fig.savefig(path, dpi=100)
+    fig.savefig(path, dpi=100, metadata={"Comment": _MARK})
     return path

@@ -8,14 +8,16 @@ Docs: https://picie-nb.github.io/picie_nb/data.html.md"""
 __all__ = ['IMAGE_SUFFIXES', 'image_files', 'open_image', 'readable', 'match_masks', 'picie_dls', 'ToyScenes']
 
 # %% ../nbs/11_data.ipynb #1a673bd9
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache,partial
+from importlib import import_module
 from pathlib import Path
-import os,tempfile,unicodedata,warnings
+import os,re,tempfile,unicodedata,warnings
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image,ImageOps
+from PIL import Image,ImageOps,UnidentifiedImageError
 from .labels import LabelSet,TOYSCENES,label_set,_WHITE,_opaque
 from .scenes import ToyScenes
 
@@ -23,10 +25,15 @@ from .scenes import ToyScenes
 _all_ = ['ToyScenes']
 
 # %% ../nbs/11_data.ipynb #c7abc116
-IMAGE_SUFFIXES = '.jpg .jpeg .png .webp .bmp .tif .tiff'.split()
+IMAGE_SUFFIXES = ('.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm '
+                  '.jp2 .j2k .jpx .jpf .avif .heic .heif .hif .jxl').split()
+_RAW = '.dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw'.split()
+_JUNK = ('@eadir @__thumb @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler recycled '
+         'lost+found __macosx').split()+['system volume information']
 
 def image_files(
     path, # a folder, or one image file
+    drawn:bool=False, # also what this library drew, such as maps of clusters?
 )->list: # sorted paths
     "All images in `path` and its subfolders, without hidden ones"
     path = Path(path)
@@ -34,35 +41,162 @@ def image_files(
     if not path.is_dir(): raise FileNotFoundError(f'{path} does not exist: give a folder with images')
     res,above = [],{str(path): {os.path.realpath(path)}} # a link to a folder that it lies in would go on for ever
     for root,dirs,files in os.walk(path, followlinks=True):
-        real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs if not d.startswith('.')}
+        real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs if d[0]!='.' and d.lower() not in _JUNK}
         dirs[:] = [d for d,r in real.items() if r not in above[root]]
         above.update({os.path.join(root, d): above[root]|{real[d]} for d in dirs})
-        res += [Path(root)/f for f in files if not f.startswith('.') and Path(f).suffix.lower() in IMAGE_SUFFIXES]
-    if not res: raise FileNotFoundError(f'no images in {path} or its subfolders: looked for {" ".join(IMAGE_SUFFIXES)}')
-    return sorted(res)
+        res += [Path(root)/f for f in files if f[0]!='.' and Path(f).suffix.lower() in IMAGE_SUFFIXES+_RAW]
+    return _photos(path, sorted(res), drawn)
 
-# %% ../nbs/11_data.ipynb #8d92a398
-def _to_rgb(im):
-    im = ImageOps.exif_transpose(im)
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im)/257).round().clip(0,255).astype(np.uint8))
-    if im.mode=='F': raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
-    if not im.has_transparency_data: return im.convert('RGB')
-    im = im.convert('RGBA')
-    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
+# %% ../nbs/11_data.ipynb #bee848b8
+_PLUGINS = {'pillow-heif': ('.heic .heif .hif', rb'....ftyp(he|mi|ms)'), # its files: endings, first bytes
+            'pillow-avif-plugin': ('.avif', rb'....ftypavi'), 'pillow-jxl-plugin': ('.jxl', rb'\xff\n|\0{3}\x0cJXL ')}
+
+def _plug_in(): # the endings that Pillow knows, with the plug-ins that are installed
+    for name in ('pillow_heif','pillow_avif','pillow_jxl'):
+        try: module = import_module(name)
+        except ImportError: continue
+        getattr(module, 'register_heif_opener', lambda: None)()
+    return Image.registered_extensions()
+
+def _photos(path, files, drawn): # those that can be read and were not drawn by this library
+    endings = Counter(f.suffix.lower() for f in files)
+    need = {s: name for name,(ends,_) in _PLUGINS.items() for s in ends.split() if s in endings}
+    if need: need = {s: name for s,name in need.items() if s not in _plug_in()}
+    out = {s: n for s,n in endings.items() if s in need or s in _RAW}
+    first = next((f for f in files if f.suffix.lower() in out), None)
+    why = (f'left out of {path}: {", ".join(f"{n} {s}" for s,n in out.items())}, first {first}: '
+           f'{"pip install "+" ".join(sorted({*need.values()}))+", or " if need else ""}save them as JPEG')
+    files = [f for f in files if f.suffix.lower() not in out]
+    res = [f for f in files if drawn or not _is_drawn(f)]
+    if not res: raise FileNotFoundError(f'no images in {path} or its subfolders'+(f'; {why}' if out else '; '
+        f'{len(files)} files were drawn by this library' if files else f': looked for {" ".join(IMAGE_SUFFIXES)}'))
+    if out: warnings.warn(why, stacklevel=3)
+    return res
+
+# %% ../nbs/11_data.ipynb #213572eb
+_MARK = 'drawn by picie_nb'
+
+def _drawing(): # what `PIL.Image.Image.save` needs to mark a PNG or a JPEG
+    from PIL.PngImagePlugin import PngInfo
+    info = PngInfo()
+    info.add_text('Comment', _MARK)
+    return dict(pnginfo=info, comment=_MARK)
+
+def _is_drawn(f):
+    if not f.name.lower().endswith(('.png','.overlay.jpg')): return False
+    try:
+        with open(f, 'rb') as o: return _MARK.encode() in o.read(256)
+    except OSError: return False
+
+# %% ../nbs/11_data.ipynb #446c4b5b
+def _pillow(path):
+    if n := os.environ.get('PICIE_MAX_MEGAPIXELS'): # reaches commands, and processes that load images
+        try: n = int(float(n)*1e6)
+        except (ValueError,OverflowError): raise ValueError(f'PICIE_MAX_MEGAPIXELS={n}: give a number, such as 400')
+        if Image.MAX_IMAGE_PIXELS: Image.MAX_IMAGE_PIXELS = max(n, Image.MAX_IMAGE_PIXELS)
+    try: return Image.open(path)
+    except UnidentifiedImageError:
+        _plug_in()
+        return Image.open(path)
 
 def _open(path, f):
     try:
-        with Image.open(path) as im: return f(im)
+        with _pillow(path) as im: return f(im)
     except FileNotFoundError: raise FileNotFoundError(f'{path} does not exist') from None
     except (ValueError,TypeError) as e: raise ValueError(f'{path}: {e}') from e
-    except (OSError,SyntaxError,EOFError,Image.DecompressionBombError) as e:
-        raise ValueError(f'{path} cannot be read: {e}. Is it cut short, or no image? Replace or remove it') from e
+    except Image.DecompressionBombError as e:
+        n = -(-max(map(int, re.findall(r'\d+', str(e))), default=0)//10**6)
+        raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. If you '
+            f'trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the environment of a '
+            'command; or cut it into parts') from e
+    except (OSError,SyntaxError,EOFError) as e: raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
+
+# %% ../nbs/11_data.ipynb #c66dc96b
+def _remedy(path): # for a file that Pillow cannot read, by its first bytes: phones name HEIC files .jpg, too
+    try:
+        with open(path, 'rb') as o: head = o.read(16)
+    except OSError: head = b''
+    known = Image.registered_extensions()
+    need = [p for p,(ends,begin) in _PLUGINS.items() if ends.split()[0] not in known and re.match(begin, head, re.S)]
+    if need: return f'pip install {need[0]}, or save it as JPEG'
+    return 'Is it cut short, or no image? Replace or remove it'
+
+# %% ../nbs/11_data.ipynb #7a799442
+def _black_and_white(a): # which of the whole numbers of an image are black and white
+    some = a[tuple(slice(None, None, -(-n//1000)) for n in a.shape[:2])]
+    lo,hi = (int(np.percentile(some, q, method=m)) for q,m in ((.1,'lower'),(99.9,'higher')))
+    if lo==hi: lo,hi = int(a.min()),int(a.max())
+    bits = next((b for b in (8,10,12,14,16) if 0<=lo and hi<2**b), 0)
+    if bits>8 and a.max()<2**16 and not (a%257).any(): return 0,2**16-1 # 8 bits that were written as 16
+    if not bits or bits>8 and lo<hi<lo+2**bits/8:
+        warnings.warn('whole numbers that are negative, above 65535 or in a small part of their range are spread '
+                      'from black to white; save the image with 8 bits to choose its range')
+        return lo,max(hi, lo+1)
+    if 8<bits<16: warnings.warn(f'16-bit pixels below {2**bits} are read as {bits} bits, else the image would be '
+                                'nearly black; save it with 8 bits if it is')
+    return 0,2**bits-1
+
+# %% ../nbs/11_data.ipynb #423083a5
+def _eight_bits(a): # numbers of any kind to 0..255
+    if a.dtype==np.uint8: return a
+    if a.dtype.kind not in 'biuf': raise ValueError(f'an image holds numbers, not {a.dtype}')
+    low,high = a.min(),a.max()
+    if a.dtype.kind=='f' and not (low>=-.01 and high<=1.01):
+        raise ValueError(f'fractions of an image lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, '
+                         'or leave out the normalisation')
+    lo,hi = _black_and_white(a) if a.dtype.kind in 'iu' else (0,1)
+    levels = np.arange(2**16) if a.dtype.kind in 'iu' and 0<=low and high<2**16 else a # fewer than pixels
+    res = ((levels-float(lo))*(255/(hi-lo))).clip(0, 255).round().astype(np.uint8)
+    return res if levels is a else res[a]
+
+# %% ../nbs/11_data.ipynb #c802a65e
+def _on_white(im, multiplied=False): # RGB; what is invisible becomes white
+    if not im.has_transparency_data: return im.convert('RGB')
+    im = im.convert('RGBA')
+    n = im.getchannel('A').histogram()
+    if 2*n[255]>=sum(n[1:])>0: return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
+    if multiplied: raise ValueError('its colours were multiplied by a band that is no transparency; save it as RGB')
+    warnings.warn('a band marked as transparency hides or veils most of the picture (infrared? an empty band?) and is '
+                  'left out; save the image as RGB to choose')
+    return im.convert('RGB')
+
+# %% ../nbs/11_data.ipynb #3fa566d4
+def _from_array(a, bands_first=False): # an array of numbers as a PIL image
+    shape,a = a.shape,a[0] if a.ndim==4 and len(a)==1 else a
+    if a.ndim==2: a = a[...,None]
+    if not a.size: raise ValueError(f'this image has no pixels: {shape}')
+    bands = [d for d in ((0,2) if bands_first else (2,0)) if a.ndim==3 and a.shape[d] in (1,2,3,4)]
+    if not bands: raise ValueError('an image has shape (H,W), (H,W,3) or, as a tensor, (3,H,W), this one '
+                                   f'{tuple(shape)}; of a batch x, give list(x)')
+    a = np.moveaxis(a, bands[0], 2)
+    colours = a.shape[2]-(a.shape[2] in (2,4)) # the last of 2 or 4 is transparency
+    a = np.dstack([_eight_bits(o) for o in (a[...,:colours], a[...,colours:]) if o.size])
+    return Image.fromarray(a[...,0] if a.shape[2]==1 else a)
+
+# %% ../nbs/11_data.ipynb #8d92a398
+def _to_rgb(im):
+    raw = str(getattr(im, 'tile', [])[:1]) # how the file holds the pixels, such as RGB;16B; gone when they are loaded
+    inverted = getattr(im, 'tag_v2', {}).get(262)==0
+    if im.getexif().get(0x112, 1)!=1: im = ImageOps.exif_transpose(im)
+    if im.mode=='F': raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
+    if im.mode.startswith('I'):
+        a = _eight_bits(np.asarray(im))
+        return Image.fromarray(255-a if inverted else a).convert('RGB')
+    if ';16' in raw and max(hi for b,(_,hi) in zip(im.getbands(), im.getextrema()) if b!='A')<64:
+        raise ValueError('its 16-bit colours are nearly black, as if they had 12 bits; save it with 8 bits')
+    return _on_white(im, 'RGBa' in raw)
 
 def open_image(
-    path, # an image file
+    image, # a file; or a PIL image, an array (H,W,3), a tensor (3,H,W), of whole numbers or fractions in [0,1]
 )->Image.Image: # mode RGB, upright
     "Open any image as RGB: turned upright, 16 bits scaled down, transparency on white"
-    return _open(path, _to_rgb)
+    if isinstance(image, (str,Path)): return _open(image, _to_rgb)
+    if isinstance(image, Image.Image): return _to_rgb(image)
+    if isinstance(image, np.ndarray): return _to_rgb(_from_array(image))
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f'cannot open a {type(image).__name__}: give a path, a PIL image, an array or a tensor')
+    image = image.detach().cpu().as_subclass(torch.Tensor)
+    return _to_rgb(_from_array((image.float() if image.is_floating_point() else image).numpy(), bands_first=True))
 
 # %% ../nbs/11_data.ipynb #b2b761fb
 def readable(
@@ -101,7 +235,7 @@ def match_masks(
 )->dict: # `{image file: mask file}`
     "Find the mask of every image by relative path, or else by name"
     masks,root,exact,named = Path(masks),Path(root),{},{}
-    for m in image_files(masks):
+    for m in image_files(masks, drawn=True):
         exact.setdefault(_nfc(m.relative_to(masks).with_suffix('')), []).append(m)
         named.setdefault(_nfc(m.stem), []).append(m)
     res,missing = {},[]

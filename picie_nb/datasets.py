@@ -200,7 +200,7 @@ def curate(
         if (new := sorted({*vals.tolist()}-{*labels.table})):
             raise ValueError(f'{f} holds unknown values {new[:8]}: {labels.hint or "are the labels right?"}')
         return min(w, h)>=side and n[np.isin(vals, stuff)].sum()>=share*w*h
-    files = [Path(f) for f in (image_files(masks) if isinstance(masks, (str,Path)) else masks)]
+    files = [Path(f) for f in (image_files(masks, drawn=True) if isinstance(masks, (str,Path)) else masks)]
     return [f.stem for f,ok in zip(files, _stream(keep, files, n_workers)) if ok]
 
 # %% ../nbs/13_datasets.ipynb #868e15e6
@@ -258,7 +258,7 @@ def folders(
     root = Path(os.path.commonpath([os.path.abspath(o) for o in (images, masks or images)]))
     mask_of = None
     if masks:
-        found = {_nfc(m.relative_to(masks).with_suffix('')): m for m in image_files(masks)}
+        found = {_nfc(m.relative_to(masks).with_suffix('')): m for m in image_files(masks, drawn=True)}
         mask_of = partial(_by_name, images=images, masks=masks, found=found)
     how = f'random {valid:.0%}' if isinstance(valid, float) else 'chosen'
     return DataSet(Path(images).name, train, val, mask_of, _as_labels(labels), how, root)

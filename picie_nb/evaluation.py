@@ -492,7 +492,7 @@ def _by_key(folder, suffix):
     "{path below the folder, without ending and suffix: file}, without JPEG"
     folder,res = Path(folder),{}
     if folder.is_file(): raise ValueError(f"{folder} is a file: give the folder that it is in")
-    for f in image_files(folder):
+    for f in image_files(folder, drawn=True):
         stem,end = _nfc(f.stem),_nfc(suffix)
         if f.suffix.lower() in (".jpg",".jpeg",".webp") or not stem.endswith(end) or stem==end: continue
         key = _nfc(f.relative_to(folder)).with_name(stem.removesuffix(end)).as_posix()

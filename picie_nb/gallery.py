@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from torch import Tensor
 from fastcore.basics import patch
-from .data import image_files
+from .data import open_image
 from .refine import flipped
-from .segmenter import Segmenter, _image, _tensor, _replacing
+from .segmenter import Segmenter, _images, _tensor, _replacing
 
 # %% ../nbs/81_gallery.ipynb #e8497c5b
 def margins(
@@ -76,13 +76,13 @@ def _crop(im, x, y, side):
 # %% ../nbs/81_gallery.ipynb #5d8eadc5
 def cluster_gallery(
     segmenter:Segmenter, # whose clusters
-    images, # folder, or list of paths, PIL images or arrays
+    images, # folder, image, or list of paths, PIL images, arrays or tensors
     n:int=6, # patches for each cluster
     side:float=.3, # side of a patch, relative to the short side of its image
     max_images:int=500, # no more than this many images, evenly spread over the list
 )->ClusterGallery:
     "Look for the typical patches of each cluster"
-    images = image_files(images) if isinstance(images, (str, Path)) else list(images)
+    images = list(_images(images))
     if not images: raise ValueError("no images to look at: give a folder or a list")
     if n < 1 or max_images < 1: raise ValueError(f"n={n} and max_images={max_images} must be at least 1")
     if len(images) > max_images: images = [images[i] for i in np.linspace(0, len(images)-1, max_images).round().astype(int)]
@@ -90,7 +90,7 @@ def cluster_gallery(
     counts, borders, best = np.zeros(k, np.int64), np.zeros((k, k), np.int64), [[] for _ in range(k)]
     for i, source in enumerate(images):
         name = str(source) if isinstance(source, (str, Path)) else f"image {i}"
-        try: im = _image(source)
+        try: im = open_image(source)
         except (ValueError, OSError, TypeError) as e: failed[name] = str(e); continue
         s = segmenter._coarse(_tensor(im, segmenter.size))[0]
         c, m = s.argmax(0), margins(s)
@@ -170,24 +170,24 @@ def to_dict(self:ClusterGallery)->dict: # ready for JSON
 # %% ../nbs/81_gallery.ipynb #ceffe829
 def contact_sheet(
     segmenter:Segmenter, # whose clusters
-    images, # folder, or list of paths, PIL images or arrays
+    images, # folder, image, or list of paths, PIL images, arrays or tensors
     n:int=12, # images to show, evenly spread over the list
     side:int=150, # long side of each picture, in pixels
 )->Image.Image:
     "Images beside their clusters, in one picture"
-    images = image_files(images) if isinstance(images, (str, Path)) else list(images)
+    images = list(_images(images))
     if not images: raise ValueError("no images for a contact sheet: give a folder or a list")
     if n < 1 or side < 1: raise ValueError(f"n={n} and side={side} must be at least 1")
     some = [images[i] for i in np.linspace(0, len(images)-1, min(n, len(images))).round().astype(int)]
-    segs = [s for s in segmenter.stream(some, bs=1, progress=False).each() if not isinstance(s, tuple)]
-    if not segs: raise ValueError(f"none of {len(some)} images could be read")
-    cols, gap, line = min(4, len(segs)), 6, 18
-    share = np.mean([np.bincount(s.clusters.ravel(), minlength=len(s.labels))/s.clusters.size for s in segs], 0)
-    legend = [k for k in np.argsort(-share, kind="stable") if share[k]]
-    pairs = []
-    for s in segs:
+    pairs, share = [], np.zeros(len(segmenter.labels))
+    for s in segmenter.stream(some, bs=1, progress=False).each():
+        if isinstance(s, tuple): continue # not readable
+        share += np.bincount(s.clusters.ravel(), minlength=len(share))/s.clusters.size
         small = [round(o*side/max(s.image.size)) or 1 for o in s.image.size]
         pairs.append([o.resize(small, Image.BILINEAR) for o in (s.image, s.overlay(.75))])
+    if not pairs: raise ValueError(f"none of {len(some)} images could be read")
+    share, cols, gap, line = share/len(pairs), min(4, len(pairs)), 6, 18
+    legend = [k for k in np.argsort(-share, kind="stable") if share[k]]
     w, h, per_row = 2*side+3*gap, side+gap, max(1, cols*(2*side+3*gap)//150)
     rows = -(-len(pairs)//cols)
     sheet = Image.new("RGB", (cols*w+gap, rows*h+gap+line*-(-len(legend)//per_row)+gap), "white")
@@ -235,11 +235,11 @@ def similar(
     segmenter:Segmenter, # whose features; its clusters play no part
     image, # path, PIL image, array or tensor, as for `Segmenter`
     point:tuple, # (x, y) in pixels of the image, from its upper left corner
-    others=(), # folder or list of images in which to look for pixels like it
+    others=(), # folder, image or list of images in which to look for pixels like it
     side:float=.3, # side of a match's patch, relative to the short side of its image
 )->Similar:
     "Compare one pixel with all others"
-    im, (px, py) = _image(image), point
+    im, (px, py) = open_image(image), point
     if not (0 <= px < im.width and 0 <= py < im.height):
         raise ValueError(f"point {point} is outside the image, which is {im.width} pixels wide and {im.height} high")
     z = _features(segmenter, im)
@@ -248,9 +248,9 @@ def similar(
     def cosine(f): return torch.einsum("d,dhw->hw", q, f)
     heat = F.interpolate(cosine(z)[None, None], im.size[::-1], mode="bilinear", align_corners=False)[0, 0]
     matches, failed = [], {}
-    for i, source in enumerate(image_files(others) if isinstance(others, (str, Path)) else others):
+    for i, source in enumerate(_images(others)):
         name = str(source) if isinstance(source, (str, Path)) else f"image {i}"
-        try: other = _image(source)
+        try: other = open_image(source)
         except (ValueError, OSError, TypeError) as e: failed[name] = str(e); continue
         h = cosine(_features(segmenter, other))
         place = int(h.argmax())

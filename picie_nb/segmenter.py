@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .labels import LabelSet, palette
-from .data import image_files, open_image, _to_rgb
+from .data import image_files, open_image, _drawing, _open
 from .backbone import create_backbone
 from .fpn import PiCIENet
 from .clustering import scores, upsampled_argmax
@@ -83,10 +83,12 @@ def save(self:Segmentation,
         raise ValueError(f"{path}: a segmentation is saved as PNG, so the name must end in .png")
     if len(self.labels) > 256:
         raise ValueError(f"A palette PNG holds at most 256 clusters, this model has {len(self.labels)}")
+    if isinstance(self.source, (str, Path)) and path.resolve() == Path(self.source).resolve():
+        raise ValueError(f"{path} is the photo itself: give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     im = Image.fromarray(self.clusters)
     im.putpalette(self.labels.palette.ravel().tolist())
-    with _replacing(path) as tmp: im.save(tmp, format="PNG")
+    with _replacing(path) as tmp: im.save(tmp, format="PNG", **_drawing())
     return path
 
 # %% ../nbs/80_segmenter.ipynb #d1c347c9
@@ -172,7 +174,7 @@ def _tiled(f, x:Tensor, tile:int, step:int, stride:int)->Tensor:
             k = (..., slice(cells(t), cells(b)), slice(cells(l), cells(r)))
             total[k] += s*wy[:, None]*wx
             weight[k] += wy[:, None]*wx
-    return total/weight
+    return total.div_(weight)
 
 # %% ../nbs/80_segmenter.ipynb #368fb55b
 @patch
@@ -186,6 +188,7 @@ def _grouped(self:Segmenter, s:Tensor)->Tensor:
 def _run(self:Segmenter, x:Tensor)->Tensor:
     "Scores of one tile at the network's own resolution, or at that of `x` if they are refined"
     x = x.to(self.device)
+    if x.dtype == torch.uint8: x = x.float()/255
     z = flipped(self.net, x) if self.flip else F.normalize(self.net(x).float(), dim=1)
     s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
     return refined_scores(s, x, self.refine, self.tau).clamp_min_(1e-6).log_().mul_(self.tau) if self.refine else s
@@ -195,11 +198,15 @@ def _run(self:Segmenter, x:Tensor)->Tensor:
 def _coarse(self:Segmenter, x:Tensor)->Tensor:
     "Scores at the network's own resolution, or at that of `x` if they are refined, in tiles if `x` is large"
     if self.net.training: self.net.eval()
+    low, high = x.aminmax() if x.numel() and x.dtype != torch.uint8 else (0, 1)
+    if not (low >= -.01 and high <= 1.01):
+        raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, or leave out the normalisation, "
+                         "the network does it itself")
     return _tiled(self._run, x, self.tile, math.lcm(4, *self.net.backbone.strides), 1 if self.refine else 4)
 
 @patch
 def scores(self:Segmenter,
-    x:Tensor, # images, (B,3,H,W) in [0,1]
+    x:Tensor, # images, (B,3,H,W) in [0,1] or uint8
     size:tuple=None, # (height, width) of the scores, default that of `x`
 )->Tensor: # (B,K,height,width)
     "Similarity of every pixel to every centroid"
@@ -207,34 +214,22 @@ def scores(self:Segmenter,
 
 @patch
 def clusters(self:Segmenter,
-    x:Tensor, # images, (B,3,H,W) in [0,1]
+    x:Tensor, # images, (B,3,H,W) in [0,1] or uint8
     size:tuple=None, # (height, width) of the result, default that of `x`
 )->Tensor: # (B,height,width) int64
     "Cluster of every pixel"
     return upsampled_argmax(self._coarse(x), size or x.shape[-2:])
 
 # %% ../nbs/80_segmenter.ipynb #78af60e2
-def _image(im)->Image.Image:
-    "RGB image from a path, a PIL image, an array (H,W) or (H,W,3), or a tensor (3,H,W) in [0,1]"
-    if isinstance(im, (str, Path)): return open_image(im)
-    if isinstance(im, Image.Image): return _to_rgb(im)
-    if isinstance(im, Tensor):
-        if im.ndim != 3 or im.shape[0] != 3:
-            raise ValueError(f"An image tensor has shape (3,H,W), this one has {tuple(im.shape)}; of a batch x, give list(x)")
-        im = (im.detach().cpu().float().clamp(0, 1)*255).round().byte().permute(1, 2, 0).numpy()
-    if isinstance(im, np.ndarray):
-        if im.dtype != np.uint8 or im.ndim not in (2, 3):
-            raise ValueError(f"An image array is uint8, (H,W) or (H,W,3); this one is {im.dtype}, {im.shape}")
-        if not im.size: raise ValueError(f"This image has no pixels: {im.shape}")
-        return Image.fromarray(im[..., 0] if im.ndim == 3 and im.shape[2] == 1 else im).convert("RGB")
-    raise TypeError(f"Cannot segment a {type(im).__name__}: give a path, a PIL image, an array or a tensor")
-
-def _tensor(im:Image.Image, size:int)->Tensor:
-    "(1,3,h,w) in [0,1], short side `size`, long side at most `8*size`, rounded to multiples of 4"
+def _small(im:Image.Image, size:int)->Tensor:
+    "(1,3,h,w) uint8, short side `size`, long side at most `8*size`, rounded to multiples of 4"
     s = min(size/min(im.size), 8*size/max(im.size))
     w, h = (max(4, round(o*s/4)*4) for o in im.size)
-    im = im.resize((w, h), Image.BILINEAR)
-    return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255
+    return torch.from_numpy(np.array(im.resize((w, h), Image.BILINEAR))).permute(2, 0, 1)[None]
+
+def _tensor(im:Image.Image, size:int)->Tensor:
+    "The same in [0,1]"
+    return _small(im, size).float()/255
 
 def _at_most(im:Image.Image, pixels:float=4e6)->tuple:
     "(width, height) of an image, made smaller to so many pixels"
@@ -246,30 +241,35 @@ def _is_many(o)->bool:
     if isinstance(o, (str, Path)): return Path(o).is_dir()
     return hasattr(o, "__iter__") and not hasattr(o, "read") and not isinstance(o, (Image.Image, np.ndarray, Tensor, bytes))
 
+def _images(o):
+    "The images of a folder, of a collection, of a batch of arrays; or a single one"
+    if isinstance(o, (str, Path)): return image_files(o)
+    return o if _is_many(o) or getattr(o, "ndim", 0) == 4 else [o]
+
 # %% ../nbs/80_segmenter.ipynb #6c3be058
 @patch
 def __call__(self:Segmenter,
-    image, # path, PIL image, array (H,W,3) uint8, or tensor (3,H,W) in [0,1]; of a folder or a list, all images: see `stream`
+    image, # path, PIL image, array (H,W,3) or tensor (3,H,W), uint8 or in [0,1]; of a folder or a list, all images: see `stream`
     size:int=None, # short side at which the image enters the network, default that of the segmenter
 )->Segmentation:
     "Segment an image of any size"
     if _is_many(image): return self.stream(image, size=size)
     if size is not None and size < 1: raise ValueError(f"size={size}: the short side has at least one pixel")
-    im = _image(image)
-    return self._finish(self._coarse(_tensor(im, size or self.size)), im, image)
+    im = open_image(image)
+    return self._finish(self._coarse(_small(im, size or self.size)), im, image)
 
 @patch
 def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
     "Scores (1,K,h,w) to the clusters of an image"
-    size = _at_most(im)[::-1] # of the scores of every cluster
-    s = F.interpolate(s, size, mode="bilinear", align_corners=False)[0]
+    size, own = _at_most(im)[::-1], tuple(s.shape[-2:]) # of the scores of every cluster
+    if im.width*im.height > own[0]*own[1] > 4e6: size = own # it was asked for
+    s = (s if size == own else F.interpolate(s, size, mode="bilinear", align_corners=False))[0]
     best, clusters = s.max(0)
     conf = s.sub_(best).div_(self.tau).exp_().sum(0).reciprocal() # softmax of the winner
-    def enlarge(o):
-        return o if size == im.size[::-1] else F.interpolate(o[None, None].float(), im.size[::-1], mode="nearest")[0, 0]
+    rows, cols = (np.arange(n)*o//n for n, o in zip(im.size[::-1], size)) # the nearest, enlarged
     dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
-    clusters, conf = (enlarge(o).cpu().numpy() for o in (clusters, conf))
-    return Segmentation(clusters.astype(dtype), conf.astype(np.float16), im, self.labels, source)
+    clusters, conf = (o.cpu().numpy().astype(t)[rows[:, None], cols] for o, t in ((clusters, dtype), (conf, np.float16)))
+    return Segmentation(clusters, conf, im, self.labels, source)
 
 # %% ../nbs/80_segmenter.ipynb #9a2c3b22
 class Segmentations:
@@ -283,7 +283,7 @@ class Segmentations:
     ):
         size = segmenter.size if size is None else size
         if bs < 1 or size < 1: raise ValueError(f"bs={bs}, size={size}: at least one image, of at least one pixel, enters the network at a time")
-        if isinstance(images, (str, Path)): images = image_files(images)
+        images = _images(images)
         self.segmenter, self.images, self.bs, self.size, self.progress = segmenter, images, bs, size, progress
         self.failed, self.used = {}, False # {file: reason}; has it been gone through?
         self.pixels = 4*segmenter.tile**2 or 2**62 # that enter the network together, at most
@@ -305,12 +305,20 @@ class Segmentations:
         if bad == n: raise ValueError(f"none of {n} images could be segmented, the first because: {first}")
         warnings.warn(f"{bad} of {n} images were left out, see `failed`; the first because: {first}", stacklevel=2)
 
+    def _few(self, jobs, n, pixels=2e8):
+        "The next `n` jobs, or fewer if they have so many pixels"
+        for job in islice(jobs, n):
+            yield job
+            try: pixels -= _open(job[1], lambda im: im.width*im.height) if isinstance(job[1], (str, Path)) else 0
+            except (ValueError, OSError): pass # told when it is read
+            if pixels <= 0: return
+
     def _read(self, job):
         "Image and tensor, or name and reason"
         i, source = job
         try:
-            im = _image(source)
-            return source, im, _tensor(im, self.size)
+            im = open_image(source)
+            return source, im, _small(im, self.size)
         except (ValueError, OSError, TypeError) as e: return str(source) if isinstance(source, (str, Path)) else f"image {i}", str(e)
 
     def each(self):
@@ -319,7 +327,7 @@ class Segmentations:
         self.failed, self.used, jobs = {}, True, enumerate(self.images)
         ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
         with ThreadPoolExecutor(4) as pool:
-            while read := list(pool.map(self._read, islice(jobs, ahead))):
+            while read := list(pool.map(self._read, self._few(jobs, ahead))):
                 shapes, scores = {}, {}
                 for i, o in enumerate(read):
                     if len(o) == 3: shapes.setdefault(o[2].shape, []).append(i)
@@ -607,10 +615,10 @@ class OnnxSegmenter:
     def __repr__(self): return f"OnnxSegmenter: {len(self.labels)} clusters"
 
     def __call__(self,
-        image, # path, PIL image, array (H,W,3) uint8, or tensor (3,H,W) in [0,1]
+        image, # path, PIL image, array (H,W,3) or tensor (3,H,W), uint8 or in [0,1]
     )->Segmentation:
         "Segment an image of any size"
-        im = _image(image)
+        im = open_image(image)
         small = im if _at_most(im) == im.size else im.resize(_at_most(im), Image.BILINEAR)
         c, conf = self.session.run(None, {"images": np.asarray(small, np.float32).transpose(2, 0, 1)[None]/255})
         c, conf = (np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST)) for o in (c.astype(np.int32), conf))

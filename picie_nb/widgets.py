@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import nn
 from ipyevents import Event
-from .data import image_files
+from .data import open_image
 from .gallery import ClusterGallery, Similar, cluster_gallery, similar
-from .segmenter import ClusterTree, Segmentation, Segmenter, _image, _tensor
+from .segmenter import ClusterTree, Segmentation, Segmenter, _images, _tensor
 from .transforms import Geometric, Photometric
 
 # %% ../nbs/82_widgets.ipynb #ad45442b
 def _picture(image, side):
     "RGB image whose short side is at most `side`"
-    try: im = _image(image)
+    try: im = open_image(image)
     except (OSError, TypeError, ValueError) as e: raise ValueError(f"this image cannot be shown: {e}") from None
     s = min(1., side/min(im.size))
     return im.resize([max(1, round(o*s)) for o in im.size], Image.BILINEAR) if s < 1 else im
@@ -95,7 +95,7 @@ def view_pictures(
     x2, lines2 = G.apply(x1, g), G.apply(lines, g)
     (back, valid), lines_back = G.invert(x2, g), G.invert(lines2, g)[0]
     tiles = _gridded(x, lines), x1, _gridded(x2, lines2), torch.where(valid, _gridded(back, lines_back), torch.tensor(.85))
-    pairs = [(t, _image(o[0])) for t, o in zip(("image", "P: other colours", "G after P: crop and mirror", "back: G undone"), tiles)]
+    pairs = [(t, open_image(o[0])) for t, o in zip(("image", "P: other colours", "G after P: crop and mirror", "back: G undone"), tiles)]
     return pairs + (_cluster_pictures(segmenter, torch.cat([x, x1, x2]), G, g, valid) if segmenter else [])
 
 # %% ../nbs/82_widgets.ipynb #3e7b0830
@@ -217,7 +217,7 @@ def similar_pictures(
 # %% ../nbs/82_widgets.ipynb #5998893b
 def _pictures_of(images, side):
     "All images of a folder or a list, small"
-    return [_picture(o, side) for o in (image_files(images) if isinstance(images, (str, Path)) else images)]
+    return [_picture(o, side) for o in _images(images)]
 
 # %% ../nbs/82_widgets.ipynb #a60aadff
 def pick_similar(
@@ -230,7 +230,7 @@ def pick_similar(
     "Click a pixel and see which pixels are like it"
     side, segmenter = max(side, segmenter.size), _remembering(segmenter)
     im, others = _picture(image, side), _pictures_of(others, side)
-    size = _image(image).size
+    size = open_image(image).size
     x, y = (_slider(name, o//2, 0, o-1) for name, o in zip("xy", size))
     top, matches = _Pictures(2, 2, 320), _Pictures(min(n, len(others)), max(n, 1), 112)
     def redraw():
