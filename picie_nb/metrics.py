@@ -189,7 +189,7 @@ def _named(rows, classes, labels=None, **protocol)->Score: # of rows that are cl
 def _warn(true, ignored, labels=None): # pixels of each class, (C,); share of ignored ones, or None
     there,names = true.nonzero()[:,0].tolist(),list(getattr(labels, "names", None) or labels or [])
     void = f", {ignored:.0%} of the pixels {'are' if len(there)==1 else 'is'} ignored" if ignored else ""
-    look = "is a value that means a class taken for the one that is ignored? See LabelSet.fitted and table="
+    look = "if a value of the masks was taken for another, say what they mean, as LabelSet(names, table={0: 0, 255: 1})"
     if len(there)==1:
         c = repr(names[there[0]]) if names else there[0]
         warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere would be "
