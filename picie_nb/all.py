@@ -14,6 +14,7 @@ from .protocols import *
 from .evaluation import *
 from .probes import *
 from .selection import *
+from .borders import *
 from .distributed import *
 from .callback import *
 from .variants import *

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["distributed", "segmenter", "protocols", "datasets", "selection"], ["callback"], ["variants", "teachers", "checkpoint", "health", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
-WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "fpn", "segmenter", "gallery", "widgets"]
+LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["distributed", "segmenter", "protocols", "datasets", "selection"], ["callback", "borders"], ["variants", "teachers", "checkpoint", "health", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
+WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "borders", "fpn", "segmenter", "gallery", "widgets"]
 
 
 def python(code, *args, **kw):
@@ -112,7 +112,7 @@ def test_imports_without_fastai(module):
     assert res.returncode == 0, res.stderr
 
 
-@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m not in ("metrics", "protocols", "evaluation", "probes", "selection")])
+@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m not in ("metrics", "protocols", "evaluation", "probes", "selection", "borders")])
 def test_does_not_load_fastai(module):
     "Even where fastai is installed, the lower modules do not pay for it"
     res = python(f"import sys, picie_nb.{module}; print([m for m in sys.modules if m.split('.')[0] == 'fastai'])")
