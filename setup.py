@@ -1,7 +1,10 @@
 "Hand the metadata in settings.ini to setuptools."
+import warnings
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
+
+warnings.filterwarnings("ignore", message="Editable installation") # says only that the folder is used as it is, which is what -e is for
 
 here = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="], interpolation=None)
@@ -24,7 +27,7 @@ setup(
     install_requires=lines("requirements"),
     extras_require={k.removesuffix("_requirements"): lines(k) for k in meta if k.endswith("_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["picie_nb = picie_nb._modidx:d"]},
-    packages=find_packages(include=["picie_nb*"]),
+    packages=find_namespace_packages(include=["picie_nb*"]),
     package_data={"picie_nb": ["tables/*.json", "*.mplstyle"]},
     include_package_data=True,
     classifiers=[

@@ -54,7 +54,7 @@ class ClusterCallback(Callback):
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
-        self.mu, self.mu_eval, self.snapshot, self.heads, self.health = None, None, None, [], {}
+        self.mu, self.mu_eval, self.snapshot, self.heads, self.health, self.read_at = None, None, None, [], {}, None
         self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
         for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
@@ -161,6 +161,7 @@ def stream(self:ClusterCallback,
     which = range(self.n_views) if augment and only is None else [only or 0]
     for i, x in enumerate(self._batches(self.n_images and max(self.n_images, least))):
         n, zs = 0, [None for _ in which]
+        if x is not None and not augment: self.read_at = min(self.input_size(x)) # the size that the readout is made for
         if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm needs more than one image
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn, self.label_scale) if augment else self.plain(x) for v in which))
@@ -199,6 +200,11 @@ def cluster(self:ClusterCallback):
     self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     self.fit_heads()
+
+@patch
+def forget(self:ClusterCallback):
+    "Drop all that was made from the network or from the images: teacher, centroids, readout"
+    self.mu, self.mu_eval, self.snapshot, self.heads = None, None, None, []
 
 @patch
 def fit_heads(self:ClusterCallback):
@@ -254,6 +260,12 @@ def label(self:ClusterCallback, zs:tuple)->list:
     return [[assign(z, m, self.metric) for z, m in zip(zs, mu)] for mu, _ in self.heads]
 
 # %% ../nbs/70_callback.ipynb #eb3cbaa1
+def _no_masks(
+    pred:Tensor, # of a batch, (B,...)
+)->Tensor: # (B,0)
+    "Targets that say nothing: fastai gets its loss and the size of the batch, and no metric is told the prediction as the truth"
+    return pred.new_empty(len(pred), 0)
+
 @patch
 def after_pred(self:ClusterCallback):
     if self.training:
@@ -264,16 +276,16 @@ def after_pred(self:ClusterCallback):
     else:
         if self.mu_eval is None: self.fit_readout()
         self.learn.pred = scores(F.normalize(self.learn.pred.float(), dim=1), self.mu_eval, self.readout)
-        if not self.learn.yb: self.learn.yb = (self.learn.pred.argmax(1),)
+        if not self.learn.yb: self.learn.yb = (_no_masks(self.learn.pred),)
 
 # %% ../nbs/70_callback.ipynb #b2228b03
 class ClusterLoss:
     "`PiCIELoss` in the form that `Learner` calls: a prediction, then the targets"
     def __init__(self, loss:PiCIELoss=None): # the four terms, default `PiCIELoss(metric="dot")`
-        self.loss = loss or PiCIELoss(metric="dot")
+        self.loss, self.reduction = loss or PiCIELoss(metric="dot"), "mean" # outside training only; fastai changes it for `with_loss`
     def head(self, zs, *y): return self.loss(*zs, *y)
     def __call__(self, pred, *yb):
-        if not isinstance(pred, tuple): return F.cross_entropy(pred/self.loss.tau, pred.argmax(1))
+        if not isinstance(pred, tuple): return F.cross_entropy(pred/self.loss.tau, pred.argmax(1), reduction=self.reduction)
         n = 3*len(pred) # labels, centroids and weights of each view
         if len(yb) == n: return self.head(pred, *yb)
         w = aux_weights(*(len(o[n//3]) for o in (yb, yb[n:])))

@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'pic
            'picie_evaluate', 'picie_demo']
 
 # %% ../nbs/90_cli.ipynb #18acd58d
-import inspect, io, json, os, random, re, sys, tempfile, time, unicodedata, warnings, numpy as np, torch
+import inspect, io, json, os, random, re, signal, sys, tempfile, time, unicodedata, warnings, numpy as np, torch
 from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from contextvars import ContextVar
@@ -28,6 +28,7 @@ def command(f):
     def _f(*args, **kwargs):
         if is_cli(cmd):
             warnings.simplefilter("ignore", FutureWarning) # of other packages
+            if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler) # a scheduler's stop is a Ctrl-C
             warnings.showwarning = lambda text, *_, **__: print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
         given = inspect.signature(f).bind(*args, **kwargs).arguments
         silent = given.get("quiet") or given.get("json") == "-" or is_cli(cmd) and int(os.environ.get("RANK", 0)) # of several processes, the first one speaks

@@ -216,6 +216,7 @@ def kmeans(
     reseed:bool=True # move empty clusters into the largest one?
 )->KMeansResult: # centroids, counts, objective and history
     "Group the rows of `z` into `k` clusters"
+    z = torch.as_tensor(z)
     if engine == 'auto': engine = 'faiss' if z.is_cuda and reseed and _faiss_gpus() else 'torch'
     z = _check(z, k, n_iter, n_init, engine)
     if spherical: z = F.normalize(z, dim=1)

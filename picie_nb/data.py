@@ -12,6 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache,partial
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 import os,re,tempfile,unicodedata,warnings
 import numpy as np
@@ -261,8 +262,9 @@ def _nearest(f, masks):
 # %% ../nbs/11_data.ipynb #cdaa43c9
 def _files(o):
     if isinstance(o, (str,Path)): return image_files(o)
-    if not len(o): raise ValueError('the list of images is empty')
-    return [Path(f) for f in o]
+    files = [Path(f) for f in o]
+    if not files: raise ValueError('the list of images is empty')
+    return files
 
 def _split_files(path, valid, seed, masks=None):
     inside = Path(masks).resolve() if isinstance(masks, (str,Path)) else None
@@ -427,6 +429,7 @@ def picie_dls(
     from fastai.data.core import DataLoaders
     labels,kw = _as_labels(labels),dict(num_workers=num_workers, device=device)
     if masks is not None and labels is None: raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
+    if not isinstance(size, Real): raise ValueError(f'size={size!r}: give the short side as one number, the long one follows the shape of each image')
     if size<4 or bs<1 or oversample<=0 or cache_gb<0:
         raise ValueError(f'size={size}, bs={bs}, oversample={oversample}, cache_gb={cache_gb}: size must be at least 4, '
                          'bs and oversample positive, cache_gb not negative')

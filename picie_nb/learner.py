@@ -13,6 +13,7 @@ import copy, ctypes, numpy as np, sys, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace, asdict
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from torch import Tensor, nn
 from fastai.callback.core import Callback, CancelEpochException
@@ -31,6 +32,7 @@ from .clustering import scores, upsampled_argmax
 from .merging import stability
 from .refine import flipped, refined_scores
 from .selection import label_free
+from .borders import BoundaryF, PositionShare
 from .losses import PiCIELoss
 from .metrics import ConfusionMatrix, Score, score, hungarian, hungarian_metrics
 from .distributed import TeamTrainer
@@ -126,6 +128,10 @@ class PiCIEConfig:
         if self.overcluster > 1 and self.centroids == "epoch":
             raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
         if self.residual and not self.pca_init: raise ValueError("residual=True keeps the PCA: use pca_init=True")
+        for k in ("n_clusters", "aux_clusters"):
+            n = getattr(self, k)
+            if not isinstance(n, Real) or n % 1 != 0: raise ValueError(f"{k}={n!r}: give a whole number")
+            setattr(self, k, int(n))
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
         if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
             raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
@@ -172,6 +178,8 @@ class PiCIELearner(Learner):
     "A fastai `Learner` that trains by PiCIE; made by `picie_learner`"
     config:PiCIEConfig = None
     first_epoch = 0 # more, if training goes on from a checkpoint
+    kept = () # names of parameters that never learn
+    _dls = _home = None # the data, and the data that teacher and centroids were made from
     def fit(self,
         n_epoch:int, # number of epochs
         lr=None, # learning rate, default the configuration's
@@ -184,7 +192,7 @@ class PiCIELearner(Learner):
         self.first_epoch = 0
         if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume, lr=lr, wd=wd)
         elif resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
-        if isinstance(lr, float): lr = [lr*self.config.backbone_lr, lr]
+        if isinstance(lr, Real): lr = [float(lr)*self.config.backbone_lr, float(lr)]
         if n_epoch < 1: raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")
         scheduled = any(isinstance(c, ParamScheduler) for c in L(cbs))
         if self.config.schedule == "cosine" and not scheduled:
@@ -205,16 +213,42 @@ class PiCIELearner(Learner):
         return self
 
     def load(self, *args, **kwargs):
-        "As fastai's; other weights need other centroids, which are found when they are next used"
-        self.cluster.mu_eval = None
+        "As fastai's; other weights need another teacher and other centroids, which are made when they are next used"
+        if not hasattr(self, "lr_finder"): self._forget() # which brings back what was there
         return super().load(*args, **kwargs)
+
+    def _forget(self):
+        for o in (self.cluster.forget, *(m.reset for m in self.metrics if hasattr(m, "cm"))): o()
+
+    def freeze_to(self, n):
+        "As fastai's, but what `config.freeze` and a kept projection protect never learns"
+        super().freeze_to(n)
+        for name, p in self.model.named_parameters():
+            if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
+
+    @property
+    def dls(self): return self._dls
+    @dls.setter
+    def dls(self, dls):
+        "Other images need another teacher and other centroids; without images, as in `export`, nothing changes"
+        self._dls = dls
+        if not len(getattr(dls.train, "dataset", ())): return
+        if self._home not in (None, id(dls)): self._renew()
+        self._home = id(dls)
+
+    def _renew(self):
+        self.cluster.size, labels = getattr(self.dls, "size", None), getattr(self.dls, "labels", None)
+        if labels is not None and labels != self.classes:
+            self.classes = labels
+            if _has_masks(self.dls): self.metrics = _scored(self.metrics, hungarian_metrics(self.cluster.n_clusters, labels))
+        self._forget()
 
 # %% ../nbs/71_learner.ipynb #a5508e58
 class EpochRows(Callback):
     "Keep the progress table of every training epoch"
     order = 60 # after the Recorder
     def __init__(self): self.rows, self.trained = [], False
-    def before_train(self): self.trained = True
+    def before_train(self): self.trained = not hasattr(self.learn, "lr_finder")
     def after_epoch(self):
         names, values = self.learn.recorder.metric_names[1:-1], self.learn.recorder.values
         if self.trained and values: self.rows.append(dict(zip(names, map(float, values[-1]))))
@@ -283,17 +317,22 @@ def picie_learner(
         warnings.warn("fixed_views needs the same square of an image in every epoch: use picie_dls(crop='center')")
     cluster = cluster_callback(cfg, size)
     loss = (MDCLoss if cfg.mdc else ClusterLoss)(PiCIELoss(cfg.logits, cfg.tau, cfg.within, cfg.cross))
-    scored = hungarian_metrics(n_clusters, classes) if classes is not None and _has_masks(dls) else []
+    scored = hungarian_metrics(cfg.n_clusters, classes) if classes is not None and _has_masks(dls) else []
     learn = PiCIELearner(dls, net, loss_func=loss, opt_func=partial(Adam, sqr_mom=.999, eps=1e-8),
                          splitter=picie_splitter, wd=cfg.wd, path=path,
                          lr=[cfg.lr*cfg.backbone_lr, cfg.lr], cbs=[cluster, EpochRows(), *L(cbs)],
                          metrics=cluster.metrics()+scored+list(L(metrics)))
     learn.config, learn.classes = cfg, classes
+    learn.kept = frozenset(n for n, p in net.named_parameters() if not p.requires_grad)
     return learn
 
 def _freeze_at(strides, stride:int)->int:
     "The deepest level up to `stride`; a network with one stride for all levels is frozen as a whole"
     return strides[0] if len(set(strides)) == 1 else max([o for o in strides if o <= stride], default=0)
+
+def _scored(metrics, new): # with other metrics in the place of those for masks
+    names = {m.name for m in new}
+    return L(m for m in metrics if m.name not in names) + new
 
 def _has_masks(dls)->bool:
     "Do validation batches carry masks?"
@@ -328,6 +367,7 @@ def plot_history(self:PiCIELearner,
 # %% ../nbs/71_learner.ipynb #d5aefca7
 class Scores(list):
     "Several `Score`s of one model, and their mean"
+    shapes = () # for each, what `picie_nb.borders` measures: border, position, truth, excess
     @property
     def acc(self): return float(np.mean([s.acc for s in self]))
     @property
@@ -336,14 +376,18 @@ class Scores(list):
     def std(self): return {k: float(np.std([getattr(s, k) for s in self])) for k in ("acc", "miou")}
     @property
     def iou(self): return torch.stack([s.iou for s in self]).nanmean(0)
+    @property
+    def shape(self): return {k: float(np.mean([o[k] for o in self.shapes])) for k in (self.shapes[0] if self.shapes else ())}
     def to_dict(self):
         iou = [None if o != o else o for o in self.iou.tolist()]
         return dict(acc=self.acc, miou=self.miou, std=self.std, draws=[dict(acc=s.acc, miou=s.miou) for s in self],
-                    iou=dict(zip(self[0].names, iou)) if self[0].names else iou, protocol=self[0].protocol)
+                    iou=dict(zip(self[0].names, iou)) if self[0].names else iou, protocol=self[0].protocol,
+                    shape={k: None if v != v else v for k, v in self.shape.items()})
     def __repr__(self):
         sd = self.std
         mean = f"accuracy {self.acc:.1%} ± {sd['acc']:.1%}, mIoU {self.miou:.1%} ± {sd['miou']:.1%}"
-        return f"{mean}, {len(self)} K-means draws\nlast draw: {self[-1]}"
+        looks = "\nborders within 2 px {border:.1%}; position explains {position:.1%} (of the truth {truth:.1%}, excess {excess:.1%})".format(**self.shape) if self.shapes else ""
+        return f"{mean}, {len(self)} K-means draws{looks}\nlast draw: {self[-1]}"
 
 @patch
 @torch.no_grad()
@@ -361,19 +405,24 @@ def score(self:PiCIELearner,
         raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
     net, cb = getattr(self.model, "module", self.model).eval(), self.cluster
     draws = draws or cb.fresh(n_draws)
-    mats = [ConfusionMatrix(cb.n_clusters, len(self.classes), self.classes.ignore) for _ in draws]
+    C, ignore = len(self.classes), self.classes.ignore
+    mats, edges, places = zip(*((ConfusionMatrix(cb.n_clusters, C, ignore), BoundaryF(ignore=ignore), PositionShare(cb.n_clusters, C, ignore)) for _ in draws))
     for b in dl or self.dls.valid:
+        if not isinstance(b, (tuple, list)) or len(b) < 2 or b[1].ndim != 3:
+            raise ValueError("There are no masks in these batches to score against: give picie_dls masks= and labels=")
         x, y = (o.as_subclass(Tensor) for o in self._set_device(b)[:2])
         f = flipped(net, x) if flip else F.normalize(net(x).float(), dim=1)
-        for mu, m in zip(draws, mats):
+        for mu, m, e, p in zip(draws, mats, edges, places):
             s = scores(f, mu, cb.readout)
-            m.update(upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:]), y, x)
+            c = upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:])
+            m.update(c, y, x), e.update(c, y), p.update(c, y)
     protocol = {"geometry": getattr(self.dls, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
     if flip: protocol["flip"] = "mean with the mirror image"
     if refine: protocol["refinement"] = f"{refine} rounds"
     res = Scores(score(m, matching, labels=self.classes) for m in mats)
     for s in res: s.protocol.update(protocol)
+    res.shapes = [dict(border=e.value, position=p.value, truth=p.truth, excess=p.excess) for e, p in zip(edges, places)]
     return res
 
 # %% ../nbs/71_learner.ipynb #cb5f0e88
@@ -436,6 +485,7 @@ def _cluster_colors(self:PiCIELearner)->np.ndarray:
 @patch
 def segmenter(self:PiCIELearner,
     names=None, # {cluster: name}
+    size:int=None, # short side at which images enter the network, default that at which the centroids were found
 )->Segmenter:
     "The trained model, ready to segment images and to be saved"
     if self.cluster.mu_eval is None: self.cluster.fit_readout()
@@ -444,7 +494,7 @@ def segmenter(self:PiCIELearner,
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
     info = dict(config=config, epochs=len(self.history()))
     return Segmenter(net, self.cluster.mu_eval.cpu(),
-                     size=getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)
+                     size=size or self.cluster.read_at or getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)
 
 # %% ../nbs/71_learner.ipynb #0b5df561
 @patch

@@ -249,6 +249,7 @@ def accumulate(self:HungarianMetric,
 ):
     "Count the batch that was just predicted"
     pred,y,cm = learn.pred,learn.y.as_subclass(Tensor),self.cm
+    if y.ndim>1 and not y.shape[1:].numel(): return # a batch without masks
     if pred.ndim!=4 or pred.shape[1]!=cm.n_clusters:
         raise ValueError(f"the model returned {tuple(pred.shape)}, not (B,{cm.n_clusters},H,W) scores")
     pred = upsampled_argmax(pred.as_subclass(Tensor), y.shape[-2:])

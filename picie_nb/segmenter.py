@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from PIL import Image
 from torch import Tensor, nn
@@ -380,7 +381,7 @@ def merged(self:Segmenter,
     "A segmenter with several clusters as one class"
     names, owner = list(self.labels.names), {}
     for name, clusters in classes.items():
-        for c in map(self._number, [clusters] if isinstance(clusters, (int, str)) else clusters):
+        for c in map(self._number, [clusters] if isinstance(clusters, (Integral, str)) else clusters):
             if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} and of {name!r}: choose one")
             owner[c] = str(name)
     first = [next(o for o in range(c+1) if o == c or o in owner and owner[o] == owner.get(c)) for c in range(len(names))]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcore.basics import patch, store_attr
 from .clustering import MiniBatchKMeans, assign
 from .losses import cluster_loss
-from .callback import ClusterCallback, ClusterLoss
+from .callback import ClusterCallback, ClusterLoss, _no_masks
 
 # %% ../nbs/72_variants.ipynb #001a3e21
 class PublishedCallback(ClusterCallback):
@@ -210,7 +210,7 @@ def after_pred(self:MDCCallback):
     learned = self.parametric and (self.training or self.centroids == "epoch" and self.mu_eval is not None)
     if learned and not self.training:
         self.learn.pred = self._classifiers()[0](F.normalize(self.learn.pred.float(), dim=1))
-        if not self.learn.yb: self.learn.yb = (self.learn.pred.argmax(1),)
+        if not self.learn.yb: self.learn.yb = (_no_masks(self.learn.pred),)
         return
     PublishedCallback.after_pred(self)
     if learned: # labels and weights stay, classifiers take the place of centroids

@@ -77,18 +77,20 @@ def test_train_skips_broken(world, tmp_path):
 def interrupted(how, until, *args):
     "Send a signal to a training as soon as it has printed the row of an epoch"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    p = subprocess.Popen([str(Path(sys.executable).parent/args[0]), *map(str, args[1:])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    usual = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # what runs in the background of a shell is born deaf to Ctrl-C
+    p = subprocess.Popen([str(Path(sys.executable).parent/args[0]), *map(str, args[1:])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=usual)
     for line in p.stdout:
         if line.split()[:1] == [str(until)]: p.send_signal(how); break
     _, err = p.communicate(timeout=300)
     return p.returncode, err
 
 
-def test_stop_and_resume(world, tmp_path):
-    "Ctrl-C after one epoch, SIGKILL after the next: what is resumed ends with the bytes of a run that nobody stopped"
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_resume(world, tmp_path, how):
+    "Ctrl-C, or a scheduler's SIGTERM, after one epoch, SIGKILL after the next: what is resumed ends with the bytes of a run that nobody stopped"
     args = ["picie-train", world/"train"/"images", "--valid", world/"test"/"images", *SMALL, "--epochs", "6"]
     out = tmp_path/"m.safetensors"
-    code, err = interrupted(signal.SIGINT, 1, *args, "--out", out)
+    code, err = interrupted(how, 1, *args, "--out", out)
     assert code == 130 and "--resume" in err.strip().splitlines()[-1] and "Traceback" not in err, err
     assert out.exists() and (tmp_path/"m.run").is_dir()
     res = run(*args, "--out", out)

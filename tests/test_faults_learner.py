@@ -1,0 +1,230 @@
+"What goes on with a plausible wrong answer in a learner: scores without masks, yesterday's teacher, a lost size, layers that thaw"
+import numpy as np, pytest, torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.block import DataBlock, TransformBlock
+from fastai.learner import Metric, load_learner
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock
+from PIL import Image
+from picie_nb.all import *
+
+SMALL = dict(bs=4, valid=.25, seed=0)
+
+
+def photos(folder, n=8, shape=(48, 40), seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    g = np.random.default_rng(seed)
+    for i in range(n): Image.fromarray(np.kron(g.integers(0, 255, (4, 4, 3)), np.ones((shape[0]//4, shape[1]//4, 1))).astype(np.uint8)).save(folder/f"{seed}{i}.png")
+    return folder
+
+
+def quiet(learn, path):
+    learn.remove_cb(ProgressCallback); learn.logger, learn.path = lambda *a: None, path
+    return learn
+
+
+@pytest.fixture
+def make(tmp_path):
+    def _make(n=12, size=32, k=4, dls=None, **kw):
+        torch.manual_seed(0)
+        return quiet(picie_learner(dls or ToyScenes(n, size=size, seed=0).dls(**SMALL), "test_efficientnet", k, pretrained=False, **kw), tmp_path)
+    return _make
+
+
+@pytest.fixture
+def folder(tmp_path): return picie_dls(photos(tmp_path/"other", seed=1), size=32, bs=4)
+
+
+# ---- no metric is told the prediction as the truth
+class Sees(Metric):
+    "A metric of a user's own"
+    def __init__(self): self.reset()
+    def reset(self): self.ys = []
+    def accumulate(self, learn): self.ys.append(learn.y)
+    @property
+    def value(self): return float(sum(o.numel() for o in self.ys))
+
+
+WITHOUT_MASKS = {
+    "files": lambda l, f: l.validate(dl=l.dls.test_dl(list(l.dls.valid_ds.items))),
+    "training images": lambda l, f: l.validate(0),
+    "a folder": lambda l, f: l.validate(dl=f.valid),
+    "dls without masks": lambda l, f: setattr(l, "dls", f) or l.validate(),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_MASKS)
+@pytest.mark.parametrize("mdc", [False, True])
+def test_validation_without_masks_has_no_score(make, folder, kind, mdc):
+    l = make(metrics=Sees(), mdc=mdc)
+    l.fit(1)
+    names, v = list(l.recorder.metric_names), WITHOUT_MASKS[kind](l, folder)
+    got = dict(zip(["valid_loss", *(m.name for m in l.metrics)], v))
+    assert got["accuracy"] != got["accuracy"] and got["miou"] != got["miou"] and 0 < got["valid_loss"] < 99
+    assert got["sees"] == 0 # not a single pixel
+
+
+def test_fit_without_masks_has_no_score(make, folder):
+    l = make()
+    l.fit(1)
+    assert l.history()[-1]["accuracy"] > 0
+    l.dls = folder
+    l.fit(1)
+    row = l.history()[-1]
+    assert row["accuracy"] != row["accuracy"] and row["miou"] != row["miou"] and row["valid_loss"] > 0
+
+
+@pytest.mark.parametrize("dl", [lambda l: l.dls.test_dl(list(l.dls.valid_ds.items)), lambda l: l.dls.train, lambda l: [torch.rand(2, 3, 32, 32)]])
+def test_score_needs_masks(make, dl):
+    l = make()
+    with pytest.raises(ValueError, match="There are no masks in these batches"): l.score(1, dl=dl(l))
+
+
+def test_get_preds_with_loss(make, folder):
+    l = make()
+    l.fit(1)
+    for dl in (l.dls.valid, folder.valid):
+        p, y, loss = l.get_preds(dl=dl, with_loss=True)
+        assert len(loss) == len(p) and loss.isfinite().all()
+    assert y.numel() == 0 # no masks, and none invented
+
+
+# ---- what was made from other weights or other images is made again
+def state(l): return dict(teacher={k: v.clone() for k, v in l.cluster.snapshot.state_dict().items()}, heads=l.cluster.heads[0][0][0].clone())
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    def _make(dls): return quiet(picie_learner(dls, "test_efficientnet", 4, weights=create_backbone("test_efficientnet", pretrained=False).state_dict()), tmp_path)
+    return _make
+
+
+CHANGES = {
+    "load": lambda l, f: [l.save("a"), [p.data.mul_(1.5) for p in l.model.parameters()], l.save("b"), l.load("a"), l.load("b")],
+    "dls": lambda l, f: setattr(l, "dls", f),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_was_made_from_something_else_is_made_again(pretrained, tmp_path, folder, kind):
+    l = pretrained(picie_dls(photos(tmp_path/"photos"), size=32, bs=4, oversample=1))
+    assert l.config.labels == "start"
+    l.fit(1)
+    old, mu = state(l), l.segmenter().centroids
+    CHANGES[kind](l, folder)
+    assert l.cluster.snapshot is None and l.cluster.mu_eval is None and l.cluster.heads == []
+    assert not torch.equal(l.segmenter().centroids, mu)
+    l.fit(1)
+    new = state(l)
+    assert not torch.equal(new["heads"], old["heads"])
+    assert any(not torch.equal(v, old["teacher"][k]) for k, v in new["teacher"].items())
+
+
+def test_what_did_not_change_is_kept(pretrained, tmp_path):
+    "The same data again, lr_find and export leave teacher, centroids and readout as they are"
+    l = pretrained(picie_dls(photos(tmp_path/"photos"), size=32, bs=4, oversample=1))
+    l.fit(1)
+    teacher, mu = l.cluster.snapshot, l.cluster.mu_eval
+    l.dls = l.dls
+    l.export(tmp_path/"l.pkl")
+    assert l.cluster.snapshot is teacher and l.cluster.mu_eval is mu
+    l.lr_find(num_it=4, show_plot=False)
+    assert l.cluster.snapshot is teacher
+
+
+def test_new_label_set_follows_the_data(make, tmp_path):
+    l = make()
+    l.fit(1)
+    d = tmp_path/"two"
+    photos(d/"images"); (d/"masks").mkdir()
+    for f in (d/"images").iterdir(): Image.fromarray((np.arange(48*40).reshape(48, 40)//960).astype(np.uint8)).save(d/"masks"/f.name)
+    l.dls = picie_dls(d/"images", size=32, bs=4, valid=.5, masks=d/"masks", labels=["up", "down"])
+    assert l.classes.names == ("up", "down") or list(l.classes.names) == ["up", "down"]
+    l.fit(1)
+    assert [m.name for m in l.metrics][-2:] == ["accuracy", "miou"] and 0 < l.history()[-1]["accuracy"] <= 1
+
+
+# ---- the size at which centroids were found goes with them
+def test_size_of_a_data_block(make, tmp_path):
+    d = photos(tmp_path/"photos")
+    block = DataBlock(ImageBlock, n_inp=1, get_items=image_files, item_tfms=Resize(64))
+    l = make(dls=block.dataloaders(d, bs=4))
+    l.fit(1)
+    assert l.segmenter().size == 64 and l.segmenter(size=96).size == 96
+
+
+def test_size_survives_export(make, tmp_path):
+    l = make(size=48)
+    l.fit(1)
+    l.export(tmp_path/"l.pkl")
+    l = load_learner(tmp_path/"l.pkl")
+    assert l.segmenter().size == 48
+    with pytest.raises(ValueError, match="at least 1"): l.segmenter(size=-1)
+
+
+def test_size_follows_the_data(make, tmp_path):
+    l = make(size=32)
+    l.fit(1)
+    l.dls = picie_dls(photos(tmp_path/"large", shape=(96, 80)), size=64, bs=4)
+    assert l.segmenter().size == 64
+
+
+# ---- what is protected stays so
+@pytest.mark.parametrize("call", ["unfreeze", "freeze", "freeze_to", "fine_tune"])
+@pytest.mark.parametrize("kw", [dict(freeze=8), dict(freeze=8, residual=True)])
+def test_protected_layers_never_learn(make, call, kw):
+    l = make(**kw)
+    kept = {n for n, p in l.model.named_parameters() if not p.requires_grad}
+    before = {n: p.clone() for n, p in l.model.named_parameters() if n in kept}
+    assert kept and any(n.startswith("fpn") for n in kept) == ("residual" in kw)
+    getattr(l, call)(*dict(freeze_to=[0], fine_tune=[1]).get(call, []))
+    if call != "fine_tune": l.fit(1)
+    now = dict(l.model.named_parameters())
+    assert all(torch.equal(v, now[n]) and not now[n].requires_grad for n, v in before.items())
+    assert call == "freeze" or any(p.requires_grad for n, p in now.items() if n.startswith("backbone"))
+
+
+def test_lr_find_leaves_no_row(make):
+    l = make()
+    l.lr_find(num_it=5, show_plot=False)
+    assert l.history() == []
+    l.fit(1)
+    assert len(l.history()) == 1 == l.segmenter().info["epochs"]
+    l.plot_history()
+
+
+# ---- numbers of other libraries
+@pytest.mark.parametrize("lr", [1e-3, np.float32(1e-3), np.float64(1e-3), 1])
+def test_learning_rates(make, lr):
+    l = make(backbone_lr=.5)
+    l.fit(1, lr=lr, cbs=None)
+    assert len(l.history()) == 1
+
+
+@pytest.mark.parametrize("k, ok", [(4, True), (4., True), (np.int64(4), True), (np.float32(4), True), (4.5, False), ("4", False), (None, False), (0, False), (float("nan"), False)])
+def test_numbers_of_clusters(make, k, ok):
+    if ok: assert type(make(k=k).config.n_clusters) is int
+    else:
+        with pytest.raises(ValueError, match="n_clusters"): make(k=k)
+
+
+@pytest.mark.parametrize("form", [list, tuple, iter, lambda fs: (f for f in fs), lambda fs: map(str, fs), np.array])
+def test_files_in_any_collection(tmp_path, form):
+    files = image_files(photos(tmp_path/"photos"))
+    assert len(picie_dls(form(files), size=32, bs=4).train_ds) == 7
+
+
+@pytest.mark.parametrize("size", [(32, 48), [32], "32", None])
+def test_size_is_one_number(tmp_path, size):
+    with pytest.raises(ValueError, match="short side as one number"): picie_dls(photos(tmp_path/"photos"), size=size)
+
+
+@pytest.mark.parametrize("z", [np.random.default_rng(0).random((50, 4), dtype=np.float32), torch.rand(50, 4)])
+def test_kmeans_takes_arrays(z): assert kmeans(z, 3).centroids.shape == (3, 4)
+
+
+@pytest.mark.parametrize("ids", [np.int64(1), 1, "cluster 1", (1, np.int32(2)), [1], np.array([1, 2])])
+def test_ids_of_clusters(ids):
+    seg = Segmenter(PiCIENet(create_backbone("test_efficientnet", pretrained=False), 16), torch.randn(5, 16), size=32)
+    assert "a" in seg.merged({"a": ids}).labels.names
+    assert "b" in seg.named({np.int64(0): "b"}).labels.names
