@@ -11,6 +11,7 @@ __all__ = ['RESNETS', 'Pyramid', 'ResNetPyramid', 'TimmPyramid', 'efficientnet_l
 # %% ../nbs/30_backbone.ipynb #290aa720
 import difflib, re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import torch
@@ -21,6 +22,7 @@ from fastcore.basics import patch
 # %% ../nbs/30_backbone.ipynb #f4d385a6
 class Pyramid(nn.Module):
     "Base of all backbones: images to feature maps, finest first; a subclass adds `levels`, for normalised images"
+    built_for,fixed = None,False # (height, width) it was built for; does it take no other?
     def __init__(self,
         name:str, # what `create_backbone` calls it
         channels, # width of each map, finest first
@@ -34,6 +36,29 @@ class Pyramid(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(3,1,1))
         self.register_buffer('std',  torch.tensor(std ).view(3,1,1))
 
+# %% ../nbs/30_backbone.ipynb #8972cb61
+@patch
+def _fill(self:Pyramid, n, most): # how many pixels `n` lacks to a multiple of `pad_to`, or to `most`
+    fill = (self.pad_to-n%self.pad_to)%self.pad_to
+    return min(fill, most-n) if most and n<=most else fill
+
+@patch
+def fits(self:Pyramid,
+    h:int, # height of images, pixels
+    w:int, # width
+)->bool: # always, except for a network that takes images of one size
+    "Does it take images of this size?"
+    return not self.fixed or all(n+self._fill(n, m)==m for n,m in zip((h,w), self.built_for))
+
+class _Misplaced(ValueError): "Maps whose cells do not lie where the strides say"
+
+def _sizes(xs): return ', '.join('x'.join(str(int(n)) for n in x.shape[-2:]) for x in xs)
+
+@patch
+def _unfit(self:Pyramid, x):
+    return ValueError(f"{self.name} was built for images of {'x'.join(map(str, self.built_for))} and fails on {_sizes([x])}: "
+                      "resize them, or take another backbone")
+
 # %% ../nbs/30_backbone.ipynb #340c94f8
 @patch
 def forward(self:Pyramid,
@@ -44,9 +69,14 @@ def forward(self:Pyramid,
         raise ValueError(f"a backbone takes float images (B,3,H,W) in [0,1], not {x.dtype} {tuple(x.shape)}")
     h,w = x.shape[-2:]
     x = (x - self.mean)/self.std
-    p = self.pad_to
-    if h%p or w%p: x = F.pad(x, (0, (p-w%p)%p, 0, (p-h%p)%p), mode='replicate')
-    return [m[..., :(h+s-1)//s, :(w+s-1)//s] for m,s in zip(self.levels(x), self.strides)]
+    down,right = map(self._fill, (h,w), self.built_for or (None,None))
+    if down or right: x = F.pad(x, (0, right, 0, down), mode='replicate')
+    if not self.fits(h, w): raise self._unfit(x)
+    maps,want = self.levels(x),[(c, (h+down+s-1)//s, (w+right+s-1)//s) for c,s in zip(self.channels, self.strides)]
+    if [tuple(m.shape[1:]) for m in maps]!=want:
+        raise _Misplaced(f"{self.name} makes maps of {_sizes(maps)} cells of an image of {_sizes([x])} pixels, where strides "
+                         f"{', '.join(map(str, self.strides))} promise others: its features would lie in the wrong places")
+    return [m[..., :(h+s-1)//s, :(w+s-1)//s] for m,s in zip(maps, self.strides)]
 
 # %% ../nbs/30_backbone.ipynb #7ef85b01
 RESNETS = 'resnet18','resnet34','resnet50','resnet101','resnet152'
@@ -91,7 +121,8 @@ class TimmPyramid(Pyramid):
         channels,strides = zip(*(info[i] for i in keep))
         super().__init__(name, channels, strides, cfg['mean'], cfg['std'], pad_to=max(strides))
         self.net,self.keep = net,keep
-        self.built_for = tuple(cfg['input_size'][1:]) if cfg.get('fixed_input_size') else None
+        self.seen = tuple(cfg['input_size'][1:]) # the size of the images it was trained on
+        self.built_for = self.seen if cfg.get('fixed_input_size') else None
 
 # %% ../nbs/30_backbone.ipynb #5d8da083
 @patch
@@ -103,8 +134,7 @@ def levels(self:TimmPyramid,
     except torch.OutOfMemoryError: raise
     except (AssertionError, IndexError, RuntimeError) as e:
         if self.built_for in (None, tuple(x.shape[-2:])): raise
-        sizes = ' and fails on '.join('x'.join(map(str, o)) for o in (self.built_for, tuple(x.shape[-2:])))
-        raise ValueError(f"{self.name} was built for images of {sizes}: resize them, or take another backbone") from e
+        raise self._unfit(x) from e
     if str(getattr(self.net, 'output_fmt', '')).endswith('NHWC'): maps = [m.permute(0,3,1,2) for m in maps]
     return [maps[i] for i in self.keep]
 
@@ -165,6 +195,72 @@ def load_weights(
     net.load_state_dict(got, strict=False)
     return net
 
+# %% ../nbs/30_backbone.ipynb #a162dc1f
+@contextmanager
+def _as_used(net):
+    "In evaluation mode, and leaving modes and random numbers as they were"
+    modes = {m: m.training for m in net.modules()}
+    try:
+        with torch.random.fork_rng(devices=[]): yield net.eval()
+    finally:
+        for m,training in modes.items(): m.training = training
+
+def _centres(d): # of the positive parts of d1-d2 and d2-d1, in cells (row, column), and their sum
+    d = torch.nan_to_num(d.double(), 0, 0, 0)
+    d = d/d.sum((1,2), keepdim=True).clamp_min(1e-300)
+    d = torch.stack([d[0]-d[1], d[1]-d[0]]).clamp_min(0)
+    apart = d.sum((1,2))
+    grids = torch.meshgrid(*(torch.arange(n)+.5 for n in d.shape[1:]), indexing='ij')
+    return torch.stack([(d*g).sum((1,2))/apart.clamp_min(1e-300) for g in grids], 1),apart.min().item()
+
+# %% ../nbs/30_backbone.ipynb #7f2f8745
+@patch
+@torch.no_grad()
+def _try(self:Pyramid, h, w):
+    "Raise unless an image of this size has the promised maps, which change where it changes"
+    g,a,seen = torch.Generator().manual_seed(0),min(h, w)//2,0.
+    x = torch.rand(1, 3, h, w, generator=g, device='cpu').repeat(3,1,1,1)
+    x[1,:,:a,w-a:],x[2,:,h-a:,:a] = torch.rand(2, 3, a, a, generator=g, device='cpu')
+    corners = torch.tensor([(a/2, w-a/2), (h-a/2, a/2)])
+    for m,s in zip(self(x.to(self.mean)), self.strides):
+        at,apart = _centres((m[1:]-m[:1]).float().norm(dim=1).cpu())
+        seen = max(seen, apart)
+        if apart>.2 and (at*s-corners).abs().max() > 2*s + (1-apart)*max(self.strides):
+            raise _Misplaced(f"{self.name} sees a change around row {corners[0,0]:.0f}, column {corners[0,1]:.0f} of an image of "
+                             f"{h}x{w} pixels around row {at[0,0]*s:.0f}, column {at[0,1]*s:.0f} of its map of stride {s}: "
+                             "its features lie in the wrong places")
+    if seen<1e-3: raise _Misplaced(f"the features of {self.name} do not depend on where an image changes")
+
+# %% ../nbs/30_backbone.ipynb #f4342e41
+_tried = {} # name: what was found
+
+def _settle(net):
+    "Find out how a network treats images, and refuse one that misplaces features"
+    if net.mean.is_meta: return # shapes and no content: nothing to try
+    p,why = net.pad_to,None
+    with _as_used(net):
+        for net.pad_to in (p, 2*p):
+            side = max(net.pad_to, *net.strides)
+            try: return net._try(4*side-1, 5*side-1)
+            except torch.OutOfMemoryError: raise
+            except _Misplaced as e: why = why or e
+            except Exception as e: why = e; break
+        net.pad_to = p
+        if not isinstance(why, _Misplaced) and getattr(net, 'seen', None):
+            net.built_for,net.fixed = net.seen,True
+            try: return net._try(*net.seen)
+            except Exception as e: why = e
+    cause = str(why) if isinstance(why, _Misplaced) else f"{net.name} fails on images: {type(why).__name__} {why}".splitlines()[0].strip(' .')
+    raise ValueError(f"{cause}. Take another backbone") from why
+
+def _settled(net):
+    if net.name not in _tried:
+        _settle(net)
+        if net.mean.is_meta: return net
+        _tried[net.name] = net.pad_to,net.built_for,net.fixed
+    net.pad_to,net.built_for,net.fixed = _tried[net.name]
+    return net
+
 # %% ../nbs/30_backbone.ipynb #44a1a137
 def _check_name(name):
     import timm
@@ -175,14 +271,42 @@ def _check_name(name):
     low = name.lower()
     near = sorted((n for n in known if low in n), key=len)[:4] or difflib.get_close_matches(low, known, 4)
     hint = f"near names: {', '.join(near)}" if near else "timm.list_models() lists all"
+    if '/' in name: hint = "of a hub, only timm's own models go by name; of others, give the name that timm has for the architecture, and weights=PATH"
     raise ValueError(f"no backbone is called {name!r}; {hint}")
 
+# %% ../nbs/30_backbone.ipynb #5df60213
+def _named(o, weights=None):
+    "The name of a backbone however it is given, and its weights: None, or what `load_weights` takes"
+    if isinstance(o, str): return re.sub(r'^(hf[-_]hub:|https://huggingface\.co/)?timm/', '', o),weights
+    if isinstance(o, nn.Module): return _name_of(o),_weights_of(o) if weights is None else weights
+    if isinstance(o, type) and hasattr(o, 'DEFAULT'): o = o.DEFAULT # a list of weights
+    if hasattr(o, 'get_state_dict'): return type(o).__name__.removesuffix('_Weights').lower(),o if weights is None else weights
+    if callable(o) and not isinstance(o, type): return getattr(o, '__name__', repr(o)),weights
+    raise TypeError(f"{o!r} is no backbone: give a name, as in 'resnet18', a model of timm, a torchvision ResNet, or a `Pyramid`")
+
+def _name_of(m):
+    import timm
+    if arch := _timm_record(m).get('architecture'):
+        name = f"{arch}.{_timm_record(m).get('tag')}"
+        return name if name in timm.list_pretrained(f'{arch}.*') else arch
+    shapes = lambda o: {k: v.shape for k,v in o.state_dict().items() if not k.startswith(('fc.','mean','std'))}
+    with torch.device('meta'): found = [r for r in RESNETS if shapes(ResNetPyramid(r))==shapes(m)]
+    if found: return found[0]
+    raise TypeError(f"a {type(m).__name__} is no backbone: give a name, a model of timm, a torchvision ResNet, or make a "
+                    "subclass of `Pyramid`, whose `levels` gives the maps of images")
+
+def _timm_record(m): return cfg if isinstance(cfg := getattr(m, 'pretrained_cfg', None), Mapping) else {}
+
+def _weights_of(m):
+    "Weights, with the mean and the standard deviation that go with them"
+    return {**m.state_dict(), **{k: torch.tensor(v).view(3,1,1) for k,v in _timm_record(m).items() if k in ('mean','std')}}
+
 # %% ../nbs/30_backbone.ipynb #f6e85fe8
-def _download(name):
+def _download(name, weights=None):
     import timm, torchvision
     try:
-        if name not in RESNETS: return timm.create_model(name, pretrained=True).state_dict()
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        if weights is None and name not in RESNETS: return timm.create_model(name, pretrained=True).state_dict()
+        weights = weights or torchvision.models.get_model_weights(name).IMAGENET1K_V1
         return weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as e:
         raise RuntimeError(f"could not get pretrained weights of {name} ({type(e).__name__}: {e}). Pass weights=PATH "
@@ -190,15 +314,20 @@ def _download(name):
 
 # %% ../nbs/30_backbone.ipynb #f3d272a8
 def create_backbone(
-    name:str='resnet18', # one of `RESNETS`, or any timm model
-    pretrained:bool=True, # trained weights? Downloaded, unless `weights` is given
+    name:str='resnet18', # one of `RESNETS`, any timm model, or what stands for one: see above
+    pretrained:bool=True, # trained weights? Downloaded, unless `weights` are given
     weights=None, # weights to load instead: see `load_weights`
 )->Pyramid: # takes images in [0,1]
     "A backbone by name, with attributes `name`, `channels` and `strides`"
+    if isinstance(name, Pyramid):
+        _settle(name)
+        return name if weights is None else load_weights(name, weights)
+    name,weights = _named(name, weights)
     if name not in RESNETS: _check_name(name)
-    net = ResNetPyramid(name) if name in RESNETS else TimmPyramid(name)
-    if weights is None and not pretrained: return net
-    return load_weights(net, _download(name) if weights is None else weights)
+    net = _settled(ResNetPyramid(name) if name in RESNETS else TimmPyramid(name))
+    listed = hasattr(weights, 'get_state_dict') # torchvision's, to be downloaded
+    if (weights is None or listed) and not pretrained: return net
+    return load_weights(net, _download(name, weights) if weights is None or listed else weights)
 
 # %% ../nbs/30_backbone.ipynb #4e80cc9b
 def freeze_(
@@ -209,9 +338,8 @@ def freeze_(
     if not stride: return net
     if stride not in net.strides: raise ValueError(f"stride={stride}: {net.name} has strides {', '.join(map(str, net.strides))}")
     level,named = len(net.strides)-1-net.strides[::-1].index(stride),[p for p in net.parameters() if p.requires_grad]
-    side,modes = net.pad_to*max(1, 64//net.pad_to),{m: m.training for m in net.modules()}
-    out = net.eval()(torch.rand(1, 3, side, side, device=net.mean.device, dtype=net.mean.dtype))[level].sum()
-    for m,training in modes.items(): m.training = training
+    side = [net.pad_to*max(1, 64//net.pad_to)]*2
+    with _as_used(net): out = net(torch.rand(1, 3, *(net.built_for if net.fixed else side)).to(net.mean))[level].sum()
     for p,g in zip(named, torch.autograd.grad(out, named, allow_unused=True) if named else ()):
         if g is not None: p.requires_grad_(False)
     return net

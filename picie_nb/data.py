@@ -14,7 +14,7 @@ from functools import lru_cache,partial
 from importlib import import_module
 from numbers import Real
 from pathlib import Path
-import os,re,tempfile,unicodedata,warnings
+import copyreg,os,re,tempfile,unicodedata,warnings
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -301,15 +301,22 @@ def _open_short(path, size, store):
 
 def _twice(items): return [list(range(len(items)))]*2
 
+def _with(f, **kwargs):
+    "`partial`, under the name of `f`: a function without a name is wrapped by fastai, so that no worker can be sent it"
+    res = partial(f, **kwargs)
+    res.__name__ = f.__name__
+    return res
+
 def _square(size, crop):
     from fastai.vision.all import Resize
     class Square(Resize):
         def before_call(self, b, split_idx): super().before_call(b, 1 if crop=='center' else split_idx)
+        def __reduce__(self): return _square, (size, crop)
     return Square(size)
 
 def _train_dl(files, size, bs, crop='random', cache=0, **kwargs):
     from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor
-    opener = partial(_open_short, size=size, store=_Store(cache))
+    opener = _with(_open_short, size=size, store=_Store(cache))
     image = TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor)
     block = DataBlock(image, n_inp=1, splitter=_twice, item_tfms=_square(size, crop))
     alone = len(files)>bs and len(files)%bs==1
@@ -351,10 +358,12 @@ def _fitted(labels, files): # see `LabelSet.fitted`
     return fit
 
 # %% ../nbs/11_data.ipynb #ce3fd803
+class _MaskType(type(torch.Tensor)): "What every class of masks is an instance of"
+
 @lru_cache
 def _label_mask_class(labels):
     from fastai.torch_core import TensorMask,show_image
-    class LabelMask(TensorMask):
+    class LabelMask(TensorMask, metaclass=_MaskType):
         "A mask of classes that draws itself in the colours of its `labels`"
         def show(self, ctx=None, alpha=.6, **kwargs):
             y = self.as_subclass(torch.Tensor).cpu().numpy()
@@ -367,6 +376,8 @@ def _label_mask_class(labels):
     return LabelMask
 
 def _label_mask(y, labels): return _label_mask_class(labels)(y)
+
+copyreg.pickle(_MaskType, lambda c: (_label_mask_class, (c.labels,)))
 
 # %% ../nbs/11_data.ipynb #20fd8eb2
 def _pad_batch(samples, ignore=255):
@@ -393,11 +404,11 @@ def _look_up(f, table): return table[f]
 
 def _valid_dl(files, size, bs, mask_of, labels, crop=None, **kwargs):
     from fastai.vision.all import DataBlock,TransformBlock,IntToFloatTensor
-    image = TransformBlock(type_tfms=partial(_open_square if crop else _open_whole, size=size), batch_tfms=IntToFloatTensor)
-    mask = TransformBlock(type_tfms=partial(_open_mask, labels=labels, size=size if crop else None))
-    y = dict(get_y=partial(_look_up, table=mask_of)) if mask_of else {}
+    image = TransformBlock(type_tfms=_with(_open_square if crop else _open_whole, size=size), batch_tfms=IntToFloatTensor)
+    mask = TransformBlock(type_tfms=_with(_open_mask, labels=labels, size=size if crop else None))
+    y = dict(get_y=_with(_look_up, table=mask_of)) if mask_of else {}
     block = DataBlock((image,mask) if mask_of else image, n_inp=1, splitter=_twice, **y)
-    pad = partial(_pad_batch, ignore=labels.ignore if labels else 255)
+    pad = _with(_pad_batch, ignore=labels.ignore if labels else 255)
     return block.dataloaders(files, bs=bs, before_batch=pad, **kwargs).valid
 
 # %% ../nbs/11_data.ipynb #3dd73159

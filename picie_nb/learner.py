@@ -310,6 +310,7 @@ def picie_learner(
     cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
     size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
     net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim, cfg.residual).to(dls.device)
+    if net.backbone.fixed: _check_sizes(net.backbone, dls, size)
     if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size), stage_weights=cfg.stage_weights, whiten=cfg.whiten)
     if cfg.residual: net.fpn.laterals.requires_grad_(False)
     if cfg.freeze: freeze_(net.backbone, _freeze_at(net.backbone.strides, cfg.freeze))
@@ -325,6 +326,16 @@ def picie_learner(
     learn.config, learn.classes = cfg, classes
     learn.kept = frozenset(n for n, p in net.named_parameters() if not p.requires_grad)
     return learn
+
+def _check_sizes(net, dls, size):
+    "Raise if a network that takes images of one size would meet others"
+    def check(shape, what, use):
+        if not net.fits(*shape): raise ValueError(f"{net.name} takes images of {side}x{side} pixels only, and {what} are "
+            f"{shape[0]}x{shape[1]}: use {use}, or another backbone")
+    side, first = min(net.built_for), lambda b: (b[0] if isinstance(b, (tuple, list)) else b).shape[-2:]
+    check((size, size) if size else first(dls.train.one_batch()), "training images", f"picie_dls(size={side})")
+    for b in dls.valid if len(dls.loaders) > 1 else ():
+        check(first(b), "validation images", f"picie_dls(size={side}, valid_crop='center')")
 
 def _freeze_at(strides, stride:int)->int:
     "The deepest level up to `stride`; a network with one stride for all levels is frozen as a whole"

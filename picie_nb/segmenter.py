@@ -122,6 +122,7 @@ class Segmenter:
         self.net, self.centroids = net.eval(), centroids.detach().clone()
         self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
         self.flip, self.refine, self.tile = bool(flip), int(refine), int(tile)
+        if getattr(net.backbone, "fixed", False): self._of_one_size(net.backbone)
         if self.size < 1 or self.tile < 0: raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
         self.groups = None if groups is None else [int(g) for g in groups]
         k = len(centroids) if groups is None else max(self.groups)+1
@@ -132,6 +133,13 @@ class Segmenter:
     @property
     def device(self): return next(self.net.parameters()).device
     def __repr__(self): return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
+
+# %% ../nbs/80_segmenter.ipynb #7e797214
+@patch
+def _of_one_size(self:Segmenter, backbone):
+    "Let a network that takes images of one size see larger ones in tiles of that size"
+    self.tile = side = min(backbone.built_for)
+    if self.size <= side-backbone.pad_to: raise ValueError(f"{backbone.name} takes images of {side}x{side} pixels only: use size={side}")
 
 # %% ../nbs/80_segmenter.ipynb #5bc9635c
 def _unique_names(names, k:int)->list:
@@ -203,7 +211,9 @@ def _coarse(self:Segmenter, x:Tensor)->Tensor:
     if not (low >= -.01 and high <= 1.01):
         raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, or leave out the normalisation, "
                          "the network does it itself")
-    return _tiled(self._run, x, self.tile, math.lcm(4, *self.net.backbone.strides), 1 if self.refine else 4)
+    net = self.net.backbone
+    step = 4 if getattr(net, "fixed", False) else math.lcm(4, *net.strides) # tiles of a fixed size need not share a grid
+    return _tiled(self._run, x, self.tile, step, 1 if self.refine else 4)
 
 @patch
 def scores(self:Segmenter,
@@ -525,53 +535,109 @@ class _Core(nn.Module):
 
     def forward(self, x): return self.grouped(scores(F.normalize(self.net(x), dim=1), self.mu, self.readout))
 
+class _Ops:
+    "Adds operations to an ONNX graph: each call takes names of results and arrays, and gives the name of its result"
+    def __init__(self, graph): self.graph = graph
+    def __call__(self, kind, *ins, out=None, **kw):
+        from onnx import helper, numpy_helper
+        out = out or f"around.{len(self.graph.node)}"
+        arrays = {i: numpy_helper.from_array(np.asarray(o), f"{out}.{i}") for i, o in enumerate(ins) if not isinstance(o, str)}
+        self.graph.initializer.extend(arrays.values())
+        names = [arrays[i].name if i in arrays else o for i, o in enumerate(ins)]
+        self.graph.node.append(helper.make_node(kind, names, [out], **kw))
+        return out
+
+    def part(self, x, i, j): return self("Slice", x, *np.array([[i], [j]], np.int64))
+    def whole(self, x): return self("Cast", x, to=7) # int64
+    def resize(self, x, *size, **kw):
+        return self("Resize", x, "", "", self("Concat", *size, axis=0), **{"mode": "linear", "coordinate_transformation_mode": "half_pixel", **kw})
+
+# %% ../nbs/80_segmenter.ipynb #0878a56d
+def _before(op, size:int):
+    "From `images` to `resized`, as `_tensor` does it; returns height and width of the images"
+    shape = op("Shape", "images")
+    hw, f = op("Cast", op.part(shape, 2, 4), to=11), np.float32 # double
+    low, high = op("ReduceMin", hw, keepdims=0), op("ReduceMax", hw, keepdims=0)
+    scale = op("Min", op("Div", np.float64(size), low), op("Div", np.float64(8*size), high))
+    fours = op("Round", op("Div", op("Mul", hw, scale), np.float64(4)))
+    small = op.whole(op("Max", op("Mul", fours, np.float64(4)), np.float64(4)))
+    x = op("Round", op("Mul", op("Clip", "images", f(0), f(1)), f(255)))
+    for kept, wanted in ((op.part(shape, 0, 3), op.part(small, 1, 2)), (op.part(shape, 0, 2), small)): # rows, columns
+        x = op("Floor", op("Add", op.resize(x, kept, wanted, antialias=1, exclude_outside=1), f(.5)))
+    op("Div", x, f(255), out="resized")
+    return hw
+
+def _after(op, hw, tau:float, pixels:float=4e6):
+    "From `scores` to `clusters` and `confidence` at the size of the images, as `_finish` does it"
+    shrink = op("Min", op("Sqrt", op("Div", np.float64(pixels), op("ReduceProd", hw, keepdims=0))), np.float64(1))
+    large = op.whole(op("Max", op("Round", op("Mul", hw, shrink)), np.float64(1)))
+    s = op.resize("scores", op.part(op("Shape", "scores"), 0, 2), large)
+    size = op.part(op("Shape", "images"), 0, 1), op.whole(hw)
+    def enlarge(o): return op.resize(o, *size, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    best = op("Cast", op("ArgMax", s, axis=1, keepdims=0), to=6) # int32
+    op("Cast", enlarge(best), to=7, out="clusters")
+    sure = op("ReduceMax", op("Softmax", op("Div", s, np.float32(tau)), axis=1), np.array([1], np.int64), keepdims=0)
+    op("Identity", enlarge(sure), out="confidence")
+
+# %% ../nbs/80_segmenter.ipynb #bce04274
 def _around(model, size:int, tau:float):
     "Add to a graph from `resized` to `scores` what leads from `images` to `clusters` and `confidence`"
-    from onnx import helper, numpy_helper, TensorProto
-    g, nodes = model.graph, []
-    def op(kind, ins, out, **kw): nodes.append(helper.make_node(kind, ins, [out], **kw)); return out
-    def const(v, dtype=np.float32):
-        name = f"around.{len(g.initializer)}"
-        g.initializer.append(numpy_helper.from_array(np.array(v, dtype), name))
-        return name
-    def part(x, i, j, out): return op("Slice", [x, const([i], np.int64), const([j], np.int64)], out)
-    # the size at which images enter the network, as in `_tensor`
-    op("Shape", ["images"], "shape")
-    hw = op("Cast", [part("shape", 2, 4, "hw")], "hw_float", to=TensorProto.FLOAT)
-    low, high = (op(f"Reduce{o}", [hw], f"side_{o}", keepdims=0) for o in ("Min", "Max"))
-    scale = op("Min", [op("Div", [const(size), low], "scale_low"), op("Div", [const(8*size), high], "scale_high")], "scale")
-    four = op("Round", [op("Div", [op("Mul", [hw, scale], "wanted"), const(4)], "fours")], "fours_round")
-    small = op("Cast", [op("Max", [op("Mul", [four, const(4)], "wanted_round"), const(4)], "small_float")], "small", to=TensorProto.INT64)
-    op("Resize", ["images", "", "", op("Concat", [part("shape", 0, 2, "bc"), small], "small_shape", axis=0)], "resized",
-       mode="linear", antialias=1, coordinate_transformation_mode="half_pixel")
-    nodes.extend(g.node)
-    # scores at the size of the images, the best of them, and how sure it is
-    op("Shape", ["scores"], "scores_shape")
-    large = op("Resize", ["scores", "", "", op("Concat", [part("scores_shape", 0, 2, "bk"), "hw"], "large_shape", axis=0)], "large",
-               mode="linear", coordinate_transformation_mode="half_pixel")
-    op("ArgMax", [large], "clusters", axis=1, keepdims=0)
-    op("ReduceMax", [op("Softmax", [op("Div", [large, const(tau)], "logits")], "probabilities", axis=1), const([1], np.int64)], "confidence", keepdims=0)
+    from onnx import helper, TensorProto
+    g, core = model.graph, list(model.graph.node)
     for o in (g.node, g.input, g.output): del o[:]
-    g.node.extend(nodes)
-    value = lambda name, dtype, shape: helper.make_tensor_value_info(name, dtype, shape)
-    g.input.append(value("images", TensorProto.FLOAT, ["batch", 3, "height", "width"]))
-    g.output.extend([value("clusters", TensorProto.INT64, ["batch", "height", "width"]),
-                     value("confidence", TensorProto.FLOAT, ["batch", "height", "width"])])
+    op = _Ops(g)
+    hw = _before(op, size)
+    g.node.extend(core)
+    _after(op, hw, tau)
+    value = lambda name, dtype, *shape: helper.make_tensor_value_info(name, dtype, ["batch", *shape, "height", "width"])
+    g.input.append(value("images", TensorProto.FLOAT, 3))
+    g.output.extend([value("clusters", TensorProto.INT64), value("confidence", TensorProto.FLOAT)])
     return model
 
 # %% ../nbs/80_segmenter.ipynb #811f010b
 @contextmanager
-def _cubic():
-    "Teach the exporter antialiased cubic resizing"
-    def resize(g, x, size, align_corners, *scales):
-        const = lambda *o, **kw: g.op("Constant", value_t=torch.tensor(o, **kw))
-        size = g.op("Concat", g.op("Slice", g.op("Shape", x), const(0), const(2)), size, axis_i=0)
-        none = const(dtype=torch.float32)
-        return g.op("Resize", x, none, none, size, mode_s="cubic", antialias_i=1, cubic_coeff_a_f=-.5, coordinate_transformation_mode_s="half_pixel")
-    name = "aten::_upsample_bicubic2d_aa"
-    torch.onnx.register_custom_op_symbolic(name, resize, 18)
+def _antialiased():
+    "Teach the exporter antialiased resizing"
+    def symbolic(mode):
+        def resize(g, x, size, align_corners, *scales):
+            const = lambda *o, **kw: g.op("Constant", value_t=torch.tensor(o, **kw))
+            size = g.op("Concat", g.op("Slice", g.op("Shape", x), const(0), const(2)), size, axis_i=0)
+            none = const(dtype=torch.float32)
+            return g.op("Resize", x, none, none, size, mode_s=mode, antialias_i=1, exclude_outside_i=1, cubic_coeff_a_f=-.5,
+                        coordinate_transformation_mode_s="half_pixel")
+        return resize
+    known = {"aten::_upsample_bicubic2d_aa": "cubic", "aten::_upsample_bilinear2d_aa": "linear"}
+    for name, mode in known.items(): torch.onnx.register_custom_op_symbolic(name, symbolic(mode), 18)
     try: yield
-    finally: torch.onnx.unregister_custom_op_symbolic(name, 18)
+    finally:
+        for name in known: torch.onnx.unregister_custom_op_symbolic(name, 18)
+
+# %% ../nbs/80_segmenter.ipynb #0ddba3a6
+def _noise(h:int, w:int)->Image.Image:
+    "Patches of random colours, each with noise of its own"
+    random = np.random.default_rng(0).integers
+    patches = np.asarray(Image.fromarray(random(0, 256, (4, 5, 3), np.uint8)).resize((w, h), Image.NEAREST))
+    return Image.fromarray(patches//2+random(0, 128, (h, w, 3), np.uint8))
+
+def _agrees(seg, run, sizes, what:str):
+    "Raise unless an exported model, `run`, gives what the segmenter does on noise of these sizes (height, width)"
+    name = f"{seg.net.backbone.name} cannot be written as {what}"
+    for h, w in sizes:
+        im = _noise(h, w)
+        want = seg(im)
+        try: clusters, confidence = run(im)
+        except Exception as e: raise ValueError(f"{name}: the file fails on an image of {w}x{h} pixels ({_first_line(e)}). Use another backbone") from e
+        off = (clusters != want.clusters)|(np.abs(confidence-want.confidence.astype(np.float32)) > .1)
+        if off.mean() > .05: raise ValueError(f"{name}: on an image of {w}x{h} pixels {off.mean():.0%} of the pixels differ. Use another backbone")
+
+def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+
+def _exportable(seg, what:str):
+    "A copy on the CPU, of the network alone and in one piece"
+    if seg.flip or seg.refine: raise ValueError(f"{what} writes the network alone: set flip=False and refine=0 before")
+    seg = copy.deepcopy(seg)
+    seg.net, seg.centroids, seg.tile = seg.net.cpu(), seg.centroids.cpu(), 0
+    return seg
 
 # %% ../nbs/80_segmenter.ipynb #19fdf1f5
 @patch
@@ -579,22 +645,32 @@ def to_onnx(self:Segmenter,
     path, # file to write, by convention ending in .onnx
 )->Path:
     "Write an ONNX graph: `images` (B,3,H,W) float in [0,1] to `clusters` (B,H,W) int64 and `confidence` (B,H,W)"
-    try: import onnx, onnxscript
+    try: import onnx, onnxscript, onnxruntime
     except ImportError as e: raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
-    if self.flip or self.refine: raise ValueError("to_onnx writes the network alone: set flip=False and refine=0 before")
-    path, p = Path(path), self.net.backbone.pad_to
+    seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
+    net, p = seg.net.backbone, seg.net.backbone.pad_to
+    if net.fixed: raise ValueError(f"{net.name} takes images of one size, a file of to_onnx all sizes: use to_torch, or another backbone")
     path.parent.mkdir(parents=True, exist_ok=True)
-    core = _Core(copy.deepcopy(self)).cpu().eval()
     sides = {0: "batch", 2: "height", 3: "width"}
-    with _replacing(path) as tmp, warnings.catch_warnings(), _cubic():
+    with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
         warnings.simplefilter("ignore")
-        torch.onnx.export(core, (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
-                          input_names=["resized"], output_names=["scores"], dynamic_axes=dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"}))
-        model = _around(onnx.load(tmp), self.size, self.tau)
+        try: torch.onnx.export(_Core(seg).eval(), (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
+                               input_names=["resized"], output_names=["scores"], dynamic_axes=dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"}))
+        except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). Use another backbone") from e
+        model = _around(onnx.load(tmp), n, seg.tau)
         onnx.checker.check_model(model)
         model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
         onnx.save(model, tmp)
+        _agrees(seg, partial(_run_onnx, tmp), ((2*n+5, n+n//2), (n-n//4, n-n//8)), "ONNX")
     return path
+
+def _run_onnx(path, im:Image.Image):
+    "Clusters and confidence of one image"
+    from onnxruntime import InferenceSession, SessionOptions
+    quiet = SessionOptions()
+    quiet.log_severity_level = 4
+    session = InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+    return [o[0] for o in session.run(None, {"images": np.asarray(im, np.float32).transpose(2, 0, 1)[None]/255})]
 
 # %% ../nbs/80_segmenter.ipynb #9abb2e0c
 class OnnxSegmenter:
@@ -620,7 +696,7 @@ class OnnxSegmenter:
     )->Segmentation:
         "Segment an image of any size"
         im = open_image(image)
-        small = im if _at_most(im) == im.size else im.resize(_at_most(im), Image.BILINEAR)
+        small = im if _at_most(im, 16e6) == im.size else im.resize(_at_most(im, 16e6), Image.BILINEAR)
         c, conf = self.session.run(None, {"images": np.asarray(small, np.float32).transpose(2, 0, 1)[None]/255})
         c, conf = (np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST)) for o in (c.astype(np.int32), conf))
         return Segmentation(c.astype(np.uint8 if len(self.labels) <= 256 else np.uint16), conf.astype(np.float16), im, self.labels, image)
@@ -633,14 +709,17 @@ def to_torch(self:Segmenter,
     width:int=None, # likewise
 )->Path:
     "Write a torch.export program: `images` (B,3,height,width) float in [0,1] to clusters (B,height,width) int64 and confidence (B,height,width)"
-    if self.flip or self.refine: raise ValueError("to_torch writes the network alone: set flip=False and refine=0 before")
-    path, (h, w) = Path(path), (self.size if o is None else o for o in (height, width))
+    seg, path, (h, w) = _exportable(self, "to_torch"), Path(path), (self.size if o is None else o for o in (height, width))
     if min(h, w) < 1: raise ValueError(f"images of {h}x{w} pixels: height and width must be at least 1")
+    small = _tensor(Image.new("RGB", (w, h)), self.size).shape[-2:]
+    if not seg.net.backbone.fits(*small): raise ValueError(f"{seg.net.backbone.name} takes images of one size, in one piece: height and width must be equal")
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = _Whole(copy.deepcopy(self), _tensor(Image.new("RGB", (w, h)), self.size).shape[-2:]).cpu().eval()
+    whole = _Whole(seg, small).eval().requires_grad_(False)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: torch.export.Dim("batch", max=4096)},))
+        run = lambda im: [o[0].numpy() for o in program.module()(torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255)]
+        _agrees(seg, run, ((h, w),), "torch.export")
         with _replacing(path) as tmp, tmp.open("wb") as f: torch.export.save(program, f, extra_files={"picie_nb": json.dumps(self.header())})
     return path
 
@@ -652,6 +731,8 @@ class _Whole(nn.Module):
         self.core, self.small, self.tau = _Core(seg), tuple(small), seg.tau
 
     def forward(self, images):
-        s = self.core(F.interpolate(images, self.small, mode="bilinear", antialias=True))
+        x, (H, W) = (images.clamp(0, 1)*255).round(), self.small
+        for size in ((images.shape[-2], W), (H, W)): x = (F.interpolate(x, size, mode="bilinear", antialias=True)+.5).floor() # as Pillow
+        s = self.core(x/255)
         s = F.interpolate(s, images.shape[-2:], mode="bilinear")
         return s.argmax(1), (s/self.tau).softmax(1).amax(1)
