@@ -4,10 +4,13 @@
     python bench/study.py improved official --seeds 0 --data toy
     python bench/study.py start improved --data ~/cocostuff # any data set whose layout is known
     python bench/study.py improved official --test          # score the test images too, with the networks that were trained
+    python bench/study.py start improved --data camvid msrc21 dubai wbc toy --size 320 # several domains, which decide together
+    python bench/study.py --table                           # what has been measured: a line for each recipe, data set and size
 
 Decide by `dev`: labelled images that training has never seen the masks of (CamVid: val and train). Test images are for the table that is
 reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
-and labels/{train,val,test}, DINOV2 the weights of vit_small_patch14_dinov2. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
+and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
+whose test images stand in for val; DINOV2 the weights of vit_small_patch14_dinov2. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
 """
 import argparse, json, os, random, tempfile, time, warnings
 from pathlib import Path
@@ -20,6 +23,7 @@ from picie_nb.backbone import efficientnet_lite0_weights
 HERE = Path(__file__).parent
 DINOV2 = os.environ.get("DINOV2", str(HERE.parent.parent/"shared/weights/vit_small_patch14_dinov2.fp16.safetensors"))
 CAMVID = Path(os.environ.get("CAMVID", HERE.parent.parent/"shared/data/camvid"))
+DOMAINS = Path(os.environ.get("DOMAINS", HERE.parent.parent/"shared/data/domains"))
 ROWS = dict(
     raw=dict(epochs=0, pca_init=False), # a random FPN, not trained
     start=dict(epochs=0),               # the PCA start, not trained
@@ -47,9 +51,16 @@ def seed_all(seed):
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
 
+def domains(): return sorted(f.parent.name for f in DOMAINS.glob("*/labels.json"))
+
+
 def folders(data):
     "Image and mask folders of each split, label set"
     if data == "camvid": return {s: (CAMVID/"images"/s, CAMVID/"labels"/s) for s in ("train", "val", "test")}, label_set("camvid11")
+    if data in domains():
+        root, about = DOMAINS/data, json.loads((DOMAINS/data/"labels.json").read_text())
+        dirs = {s: (root/"images"/s, root/"masks"/s) for s in ("train", "test")}
+        return {**dirs, "val": dirs["test"]}, LabelSet(about["names"], ignore=about["ignore"])
     root = Path(tempfile.gettempdir())/"picie_nb_study"/data
     sets = {s: ToyScenes(n=n, size=192, seed=k) for k, (s, n) in enumerate(dict(train=128, val=64, test=64).items())}
     for s, scenes in sets.items():
@@ -59,7 +70,7 @@ def folders(data):
 
 def source(data, split):
     "Images to train on, images to score, their masks, label set"
-    if data not in ("camvid", "toy"): # a folder in a known layout; its own split for training is the one that is called train
+    if data not in ("camvid", "toy", *domains()): # a folder in a known layout; its own split for training is the one that is called train
         ds = open_dataset(data)
         return ds.train, ds.train if split == "train" else ds.valid, ds.mask_of, ds.labels
     dirs, labels = folders(data)
@@ -87,12 +98,13 @@ def watch(learn):
     return res
 
 
-def path(data, row, seed): return HERE/"study"/f"{Path(data).name}-{row}-{seed}.json"
+def path(data, row, seed, size=160): return HERE/"study"/f"{Path(data).name}-{row}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
 def run(data, row, seed, epochs, size, test, look):
     "Train one row with one seed, unless that is done, and score it"
-    out, kw = path(data, row, seed), dict(ROWS[row])
+    kw = dict(ROWS[row])
+    out = path(data, row, seed, size if "size" not in kw else 160)
     res = json.loads(out.read_text()) if out.exists() else {}
     if res and ("test" in res or not test): return
     epochs, size, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("size", size), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
@@ -110,6 +122,7 @@ def run(data, row, seed, epochs, size, test, look):
                    seconds=time.perf_counter()-start, cpu_seconds=time.process_time()-cpu, threads=torch.get_num_threads())
         learn.segmenter().save(net)
         for split in ("val", "train"): ds.update({split: {}, f"{split}_kmeans": dict(merge=False)})
+        ds["val_refined"] = dict(refine=10)
     if test: ds.update(test={}, test_kmeans=dict(merge=False), test_flip=dict(flip=True), test_refined=dict(refine=10), test_large=dict(scale=1.5), test_large_refined=dict(scale=1.5, refine=10))
     seed_all(seed)
     merged, merge = learn.cluster.fresh(5), learn.cluster.merge_from
@@ -127,21 +140,40 @@ def run(data, row, seed, epochs, size, test, look):
     print(f"{out.stem:24s}", "  ".join(f"{n} {100*res[n]['acc']:.1f}/{100*res[n]['miou']:.1f}" for n in ("val", "train", "test") if n in res), f"{res['cpu_seconds']:.0f} cpu s", flush=True)
 
 
+def table():
+    "Means over seeds of all that has been measured on labelled images outside the test"
+    groups = {}
+    for f in sorted((HERE/"study").glob("*.json")):
+        o = json.loads(f.read_text())
+        for s in ("val", "val_refined"):
+            if s in o: groups.setdefault((o["data"], o["row"], o["size"], s), []).append((o[s], o["cpu_seconds"]))
+    print(f"{'data':8s} {'row':14s} {'px':>4s} {'':8s} seeds accuracy mIoU border position (truth) excess  cpu s")
+    for (data, row, size, s), rs in groups.items():
+        mean = lambda f: np.mean([f(o) for o, _ in rs])
+        shape = all(o.get("shape") for o, _ in rs)
+        looks = "{:6.1f} {:8.1f} {:7.1f} {:6.1f}".format(*(100*mean(lambda o: o["shape"][k]) for k in ("border", "position", "truth", "excess"))) if shape else "     -        -       -      -"
+        print(f"{Path(data).name:8s} {row:14s} {size:4d} {'refined' if s != 'val' else '':8s} {len(rs):5d} {100*mean(lambda o: o['acc']):8.1f} {100*mean(lambda o: o['miou']):4.1f} {looks} {np.mean([c for _, c in rs]):6.0f}")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("rows", nargs="*", help=f"recipes: {' '.join(ROWS)}; default all")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--data", default="camvid" if CAMVID.is_dir() else "toy", help="camvid, toy, or a folder in a layout that open_dataset knows")
+    p.add_argument("--data", nargs="+", default=["camvid" if CAMVID.is_dir() else "toy"], help="camvid, toy, the name of a folder in DOMAINS, or a folder in a layout that open_dataset knows")
+    p.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     p.add_argument("--epochs", type=int, default=6)
     p.add_argument("--size", type=int, default=160, help="short side of the images, in pixels")
     p.add_argument("--watch", action="store_true", help="score every epoch, by masks of val and without masks")
     p.add_argument("--test", action="store_true", help="score the test images as well")
     a = p.parse_args()
-    if a.data not in ("camvid", "toy") and not Path(a.data).is_dir(): p.error(f"--data {a.data}: camvid, toy, or a folder")
+    if a.table: return table()
+    for d in a.data:
+        if d not in ("camvid", "toy", *domains()) and not Path(d).is_dir(): p.error(f"--data {d}: camvid, toy, {', '.join(domains())}{', ' if domains() else ''}or a folder")
     for r in a.rows:
         if r not in ROWS: p.error(f"no recipe {r!r}: there are {', '.join(ROWS)}")
     for seed in a.seeds:
-        for row in a.rows or ROWS: run(a.data, row, seed, a.epochs, a.size, a.test, a.watch)
+        for data in a.data:
+            for row in a.rows or ROWS: run(data, row, seed, a.epochs, a.size, a.test, a.watch)
 
 
 if __name__ == "__main__": main()
