@@ -9,6 +9,7 @@ __all__ = ['ClusterCallback', 'ClusterLoss', 'effective_clusters']
 
 # %% ../nbs/70_callback.ipynb #f8308eb2
 import copy, sys, torch, torch.nn.functional as F
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class ClusterCallback(Callback):
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
-        self.mu, self.mu_eval, self.snapshot, self.heads, self.health, self.read_at = None, None, None, [], {}, None
+        self.mu, self.mu_eval, self.snapshot, self.heads, self.health, self.read_at, self.made = None, None, None, [], {}, None, None
         self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
         for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
@@ -171,7 +172,9 @@ def stream(self:ClusterCallback,
 @patch
 def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->list:
     "All that `stream` yields: one tensor (N,D) of unit features for each view"
-    return [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
+    zs = [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
+    if not zs: raise ValueError("There are no training images to find clusters in: give the learner some, as learn.dls")
+    return zs
 
 # %% ../nbs/70_callback.ipynb #74def996
 @patch
@@ -204,7 +207,32 @@ def cluster(self:ClusterCallback):
 @patch
 def forget(self:ClusterCallback):
     "Drop all that was made from the network or from the images: teacher, centroids, readout"
-    self.mu, self.mu_eval, self.snapshot, self.heads = None, None, None, []
+    self.mu, self.mu_eval, self.snapshot, self.heads, self.made = None, None, None, [], None
+
+@patch
+def check(self:ClusterCallback):
+    "Forget what other weights made, however they came into the network"
+    if self.made not in (None, self._weights()): self.forget()
+
+@patch
+def _weights(self:ClusterCallback): # a whole number for each parameter, the same on each device and in each process
+    model = getattr(self.learn.model, "module", self.learn.model)
+    return [p.detach().view(getattr(torch, f"int{8*p.element_size()}")).sum().item() for p in model.parameters()]
+
+@patch
+def ready(self:ClusterCallback):
+    "Centroids of this network, for use: those at hand, if it made them, or fresh ones"
+    self.check()
+    if self.mu_eval is None: self.fit_readout()
+
+@patch
+@contextmanager
+def kept(self:ClusterCallback):
+    "Afterwards teacher, centroids and readout are what they were"
+    was = {k: getattr(self, k) for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made")}
+    self.snapshot = copy.deepcopy(self.snapshot) # a moving average moves in place
+    try: yield
+    finally: self.__dict__.update(was)
 
 @patch
 def fit_heads(self:ClusterCallback):
@@ -226,7 +254,7 @@ def set_heads(self:ClusterCallback,
 # %% ../nbs/70_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
-    self.mu_eval = None # they belong to the network before this epoch
+    self.mu_eval = self.made = None # they belong to the network before this epoch
     if self.labels != "start" or self.snapshot is None: self.cluster()
     self.sizes = torch.zeros(self.ks[0], device=self.mu[0].device)
     if self.batchnorm == "train": return
@@ -332,9 +360,13 @@ def fit_readout(self:ClusterCallback,
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
     self.mu_eval = mus[i].contiguous()
     self.team.same([self.mu_eval])
+    self.made = self._weights()
+    for m in getattr(self.learn, "metrics", ()): # what was counted belongs to other centroids
+        if hasattr(m, "cm"): m.reset()
 
 @patch
 def before_validate(self:ClusterCallback):
+    self.check()
     last = getattr(self.learn, "epoch", 0)+1 >= getattr(self.learn, "n_epoch", 1)
     if self.mu_eval is None: self.fit_readout(None if last else 1)
 
@@ -367,6 +399,10 @@ def after_train(self:ClusterCallback):
 def before_fit(self:ClusterCallback):
     if not isinstance(self.learn.loss_func, ClusterLoss):
         raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
+    self.check()
+
+@patch
+def after_fit(self:ClusterCallback): self.made = self._weights() # a teacher of these weights' past, until others come
 
 @patch
 def before_epoch(self:ClusterCallback): self.health = {}

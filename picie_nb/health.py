@@ -43,6 +43,8 @@ class ClusterHealth(Callback):
 
     def _drop(self): self.learn.metrics = [m for m in self.learn.metrics if getattr(m, "metric_name", None) not in self.columns]
     def before_fit(self):
+        self.run = not hasattr(self.learn, "lr_finder") # that is no training
+        if not self.run: return
         if not hasattr(self.learn, "cluster"): raise ValueError("ClusterHealth watches a ClusterCallback: use it with picie_learner")
         self._drop()
         self.learn.metrics = list(self.learn.metrics)+[ValueMetric(partial(_value, self, c), c) for c in self.columns]

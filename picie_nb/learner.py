@@ -43,6 +43,14 @@ from .checkpoint import CheckpointCallback
 from .segmenter import ClusterTree, Segmenter
 
 # %% ../nbs/71_learner.ipynb #b574d02b
+def _plain(o): return o.tolist() if isinstance(o, (np.generic, np.ndarray, Tensor)) else o # numbers as Python has them
+
+def _whole(name, n)->int:
+    "`n` as a whole number; ValueError if it is none"
+    n = _plain(n)
+    if not isinstance(n, Real) or n % 1 != 0: raise ValueError(f"{name}={n!r}: give a whole number")
+    return int(n)
+
 @dataclass
 class PiCIEConfig:
     "Every choice of a PiCIE training, apart from data and backbone"
@@ -114,6 +122,9 @@ class PiCIEConfig:
     wd:float = 0.                  # weight decay
 
     def __post_init__(self):
+        for f in fields(self):
+            n, free = _plain(getattr(self, f.name)), f.name in ("n_pixels", "n_images")
+            setattr(self, f.name, n if f.type is not int or free and n is None else _whole(f.name, n))
         allowed = dict(metric=("euclidean", "cosine"), labels=("start", "snapshot", "current"), logits=("dot", "cosine"),
                        readout=("dot", "euclidean", "cosine"),
                        schedule=("constant", "cosine"), batchnorm=("eval", "train"),
@@ -128,10 +139,6 @@ class PiCIEConfig:
         if self.overcluster > 1 and self.centroids == "epoch":
             raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
         if self.residual and not self.pca_init: raise ValueError("residual=True keeps the PCA: use pca_init=True")
-        for k in ("n_clusters", "aux_clusters"):
-            n = getattr(self, k)
-            if not isinstance(n, Real) or n % 1 != 0: raise ValueError(f"{k}={n!r}: give a whole number")
-            setattr(self, k, int(n))
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
         if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
             raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
@@ -189,7 +196,7 @@ class PiCIELearner(Learner):
         resume:bool=False, # go on from what `checkpoint` holds, if anything?
         **kwargs):
         "Train; the learning rate follows `config.schedule`"
-        self.first_epoch = 0
+        self.first_epoch, n_epoch, lr, wd = 0, _whole("n_epoch", n_epoch), _plain(lr), _plain(wd)
         if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume, lr=lr, wd=wd)
         elif resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
         if isinstance(lr, Real): lr = [float(lr)*self.config.backbone_lr, float(lr)]
@@ -200,6 +207,7 @@ class PiCIELearner(Learner):
         super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, **kwargs)
 
     def _do_fit(self):
+        self._protect()
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         with reuse_memory() if on_cpu else nullcontext():
             for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
@@ -223,8 +231,20 @@ class PiCIELearner(Learner):
     def freeze_to(self, n):
         "As fastai's, but what `config.freeze` and a kept projection protect never learns"
         super().freeze_to(n)
+        self._protect()
+
+    def _protect(self):
         for name, p in self.model.named_parameters():
             if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
+
+    def lr_find(self, *args, **kwargs):
+        "As fastai's; teacher, centroids and weights are afterwards what they were"
+        with self.cluster.kept(): return super().lr_find(*args, **kwargs)
+
+    def export(self, *args, **kwargs):
+        "As fastai's, with the centroids: an exported learner has no images to find them in"
+        if len(getattr(self.dls.train, "dataset", ())): self.cluster.ready()
+        super().export(*args, **kwargs)
 
     @property
     def dls(self): return self._dls
@@ -415,11 +435,11 @@ def score(self:PiCIELearner,
     if self.classes is None or dl is None and not _has_masks(self.dls):
         raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
     net, cb = getattr(self.model, "module", self.model).eval(), self.cluster
-    draws = draws or cb.fresh(n_draws)
+    draws = draws or cb.fresh(_whole("n_draws", n_draws))
     C, ignore = len(self.classes), self.classes.ignore
     mats, edges, places = zip(*((ConfusionMatrix(cb.n_clusters, C, ignore), BoundaryF(ignore=ignore), PositionShare(cb.n_clusters, C, ignore)) for _ in draws))
-    for b in dl or self.dls.valid:
-        if not isinstance(b, (tuple, list)) or len(b) < 2 or b[1].ndim != 3:
+    for b in self.dls.valid if dl is None else dl:
+        if not isinstance(b, (tuple, list)) or len(b) < 2 or getattr(b[1], "ndim", 0) != 3:
             raise ValueError("There are no masks in these batches to score against: give picie_dls masks= and labels=")
         x, y = (o.as_subclass(Tensor) for o in self._set_device(b)[:2])
         f = flipped(net, x) if flip else F.normalize(net(x).float(), dim=1)
@@ -427,7 +447,8 @@ def score(self:PiCIELearner,
             s = scores(f, mu, cb.readout)
             c = upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:])
             m.update(c, y, x), e.update(c, y), p.update(c, y)
-    protocol = {"geometry": getattr(self.dls, "geometry", "batches as they come"),
+    own = dl is None or any(dl is o for o in self.dls.loaders) # others come as they do, whatever this data says
+    protocol = {"geometry": getattr(self.dls if own else None, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
     if flip: protocol["flip"] = "mean with the mirror image"
     if refine: protocol["refinement"] = f"{refine} rounds"
@@ -461,7 +482,7 @@ def show_results(self:PiCIELearner,
 ):
     "Image, truth where there is one, and clusters, one column for each image"
     import matplotlib.pyplot as plt
-    if self.cluster.mu_eval is None: self.cluster.fit_readout()
+    self.cluster.ready()
     b = self._set_device(self.dls[ds_idx].one_batch())
     x, y = (b[0], b[1]) if len(b) > 1 and self.classes is not None else (b[0], None)
     net = getattr(self.model, "module", self.model).eval()
@@ -499,13 +520,14 @@ def segmenter(self:PiCIELearner,
     size:int=None, # short side at which images enter the network, default that at which the centroids were found
 )->Segmenter:
     "The trained model, ready to segment images and to be saved"
-    if self.cluster.mu_eval is None: self.cluster.fit_readout()
+    self.cluster.ready()
+    size = (self.cluster.read_at or getattr(self.dls, "size", None) or 224) if size is None else _whole("size", size)
     net = copy.deepcopy(getattr(self.model, "module", self.model)).cpu()
     if hasattr(net, "classifiers"): del net.classifiers # MDC's, of use in training only
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
     info = dict(config=config, epochs=len(self.history()))
     return Segmenter(net, self.cluster.mu_eval.cpu(),
-                     size=size or self.cluster.read_at or getattr(self.dls, "size", None) or 224, readout=self.cluster.readout, names=names, info=info)
+                     size=size, readout=self.cluster.readout, names=names, info=info)
 
 # %% ../nbs/71_learner.ipynb #0b5df561
 @patch
@@ -514,6 +536,7 @@ def cluster_tree(self:PiCIELearner,
 )->ClusterTree:
     "All numbers of clusters at once, from one pass over the training images"
     model = getattr(self.model, "module", self.model)
+    n_leaves = _whole("n_leaves", n_leaves)
     z, = self.cluster.sample(model.eval(), augment=False, least=256)
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only {len(z)} points: use fewer")
     r, base = self.cluster.kmeans(z, max(n_leaves, self.cluster.n_clusters)), self.segmenter()

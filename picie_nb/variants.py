@@ -141,6 +141,7 @@ def before_train(self:PublishedCallback):
 
 @patch
 def after_fit(self:PublishedCallback):
+    ClusterCallback.after_fit(self)
     if self.centroids == "epoch": self.mu_eval = None # what is used after training deserves fresh ones
 
 @patch

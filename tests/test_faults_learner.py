@@ -2,6 +2,7 @@
 import numpy as np, pytest, torch
 from fastai.callback.progress import ProgressCallback
 from fastai.data.block import DataBlock, TransformBlock
+from fastai.data.transforms import RandomSplitter
 from fastai.learner import Metric, load_learner
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
@@ -228,3 +229,113 @@ def test_ids_of_clusters(ids):
     seg = Segmenter(PiCIENet(create_backbone("test_efficientnet", pretrained=False), 16), torch.randn(5, 16), size=32)
     assert "a" in seg.merged({"a": ids}).labels.names
     assert "b" in seg.named({np.int64(0): "b"}).labels.names
+
+
+# ---- other weights, by whatever way they came
+OTHER_WEIGHTS = {
+    "load_state_dict": lambda l: l.model.load_state_dict({k: v*1.5 if v.is_floating_point() else v for k, v in l.model.state_dict().items()}),
+    "learn.model": lambda l: setattr(l, "model", PiCIENet(create_backbone("test_efficientnet", pretrained=False), l.model.dim)),
+    "in place": lambda l: [p.data.mul_(1.5) for p in l.model.parameters()],
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_WEIGHTS)
+def test_other_weights_have_another_teacher_and_readout(pretrained, tmp_path, kind):
+    l = pretrained(picie_dls(photos(tmp_path/"photos"), size=32, bs=4, oversample=1))
+    l.fit(1)
+    old, mu = state(l), l.segmenter().centroids
+    OTHER_WEIGHTS[kind](l)
+    assert not torch.equal(l.segmenter().centroids, mu)
+    l.fit(1, reset_opt=True)
+    assert any(not torch.equal(v, old["teacher"][k]) for k, v in state(l)["teacher"].items())
+
+
+def test_training_on_keeps_the_teacher(pretrained, tmp_path):
+    l = pretrained(picie_dls(photos(tmp_path/"photos"), size=32, bs=4, oversample=1))
+    l.fit(1)
+    teacher = l.cluster.snapshot
+    l.validate(); l.segmenter(); l.fit(1)
+    assert l.cluster.snapshot is teacher
+
+
+def test_colours_follow_the_readout(make):
+    l = make()
+    l.fit(1)
+    l.cluster.fit_readout() # other clusters than those that were matched
+    assert (l._cluster_colors() == palette(4)).all()
+
+
+# ---- lr_find is no training
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kw", [dict(labels="start"), dict(labels="snapshot", ema=.5), dict(labels="snapshot", carry=True)])
+def test_lr_find_leaves_teacher_and_centroids(make, tmp_path, first, kw):
+    l = make(cbs=ClusterHealth(warn=False), **kw)
+    if first: l.fit(1)
+    of = lambda: [None if t is None else t.clone() for t in (l.cluster.mu_eval, *(m for ms, _ in l.cluster.heads for m in ms), *(l.cluster.snapshot.parameters() if l.cluster.snapshot else ()))]
+    was = of()
+    l.lr_find(num_it=6, show_plot=False)
+    assert len(was) == len(of()) and all(a is b or torch.equal(a, b) for a, b in zip(was, of()))
+    assert len(l.cluster_health.rows) == len(l.history()) == first
+
+
+def test_lr_find_leaves_no_checkpoint(make, tmp_path):
+    l = make(cbs=CheckpointCallback(tmp_path/"run"))
+    l.lr_find(num_it=6, show_plot=False)
+    assert not (tmp_path/"run").exists()
+
+
+# ---- size, centroids and geometry come from where they were made
+def test_size_survives_a_resumed_training(make, tmp_path):
+    d = photos(tmp_path/"photos")
+    data = lambda: DataBlock(ImageBlock, n_inp=1, get_items=image_files, splitter=RandomSplitter(seed=0), item_tfms=Resize(64)).dataloaders(d, bs=4)
+    for resume in (False, True):
+        l = make(dls=data())
+        l.fit(1, checkpoint=tmp_path/"run", resume=resume)
+        assert l.segmenter().size == 64
+
+
+def test_export_before_training_holds_centroids(make, tmp_path):
+    l = make(size=48)
+    l.export(tmp_path/"l.pkl")
+    there = load_learner(tmp_path/"l.pkl")
+    assert torch.equal(there.segmenter().centroids, l.segmenter().centroids)
+    there.cluster.forget()
+    with pytest.raises(ValueError, match="no training images"): there.segmenter()
+
+
+@pytest.mark.parametrize("size, ok", [(40, True), (40., True), (np.int64(40), True), (0, False), (40.5, False), ("40", False)])
+def test_size_of_a_segmenter(make, size, ok):
+    if ok: assert make().segmenter(size=size).size == 40
+    else:
+        with pytest.raises(ValueError, match="size="): make().segmenter(size=size)
+
+
+def test_geometry_of_other_batches(make):
+    l, other = make(), ToyScenes(8, size=48, seed=1).dls(bs=4, valid=.5)
+    assert l.score(1)[0].protocol["geometry"] == l.score(1, dl=l.dls.valid)[0].protocol["geometry"] == l.dls.geometry
+    assert l.score(1, dl=other.valid)[0].protocol["geometry"] == "batches as they come"
+    with pytest.raises(ValueError, match="no pixel"): l.score(1, dl=[])
+
+
+# ---- what is protected, whoever thaws it
+@pytest.mark.parametrize("thaw", [lambda l: l.model.requires_grad_(True), lambda l: (l.create_opt(), l.opt.unfreeze()), lambda l: (l.create_opt(), l.opt.freeze_to(0))])
+def test_what_was_thawed_behind_the_learner(make, thaw):
+    l = make(freeze=8)
+    before = {n: p.clone() for n, p in l.model.named_parameters() if not p.requires_grad}
+    thaw(l)
+    l.fit(1)
+    assert before and all(torch.equal(v, dict(l.model.named_parameters())[n]) for n, v in before.items())
+
+
+# ---- whole numbers and numbers of other libraries, in every field
+@pytest.mark.parametrize("field, value", [("dim", 16.), ("dim", np.int64(16)), ("n_pixels", 50.), ("n_images", np.float32(8)), ("n_iter", torch.tensor(3)), ("draws", 2.), ("lr", np.float32(1e-3)), ("tau", np.array(1.))])
+def test_numbers_in_a_configuration(make, tmp_path, field, value):
+    l = make(**{field: value})
+    l.fit(1., wd=np.float32(0), checkpoint=tmp_path/"run")
+    assert type(getattr(l.config, field)) in (int, float) and getattr(l.config, field) == float(value)
+    assert Segmenter.load(l.segmenter().save(tmp_path/"s.safetensors")).info["config"][field] == float(value)
+
+
+@pytest.mark.parametrize("call", [lambda l: picie_config(dim=16.5), lambda l: picie_config(n_iter="3"), lambda l: picie_config(draws=None), lambda l: l.fit(1.5), lambda l: l.score(1.5), lambda l: l.cluster_tree(20.5)])
+def test_no_whole_number(make, call):
+    with pytest.raises(ValueError, match="give a whole number"): call(make())
