@@ -237,6 +237,9 @@ class PiCIELearner(Learner):
         for name, p in self.model.named_parameters():
             if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
 
+    def fit_one_cycle(self, n_epoch, lr_max=None, *args, **kwargs): "As fastai's"; super().fit_one_cycle(n_epoch, _plain(lr_max), *args, **kwargs)
+    def fit_flat_cos(self, n_epoch, lr=None, *args, **kwargs): "As fastai's"; super().fit_flat_cos(n_epoch, _plain(lr), *args, **kwargs)
+
     def lr_find(self, *args, **kwargs):
         "As fastai's; teacher, centroids and weights are afterwards what they were"
         with self.cluster.kept(): return super().lr_find(*args, **kwargs)

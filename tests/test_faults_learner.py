@@ -339,3 +339,11 @@ def test_numbers_in_a_configuration(make, tmp_path, field, value):
 @pytest.mark.parametrize("call", [lambda l: picie_config(dim=16.5), lambda l: picie_config(n_iter="3"), lambda l: picie_config(draws=None), lambda l: l.fit(1.5), lambda l: l.score(1.5), lambda l: l.cluster_tree(20.5)])
 def test_no_whole_number(make, call):
     with pytest.raises(ValueError, match="give a whole number"): call(make())
+
+
+@pytest.mark.parametrize("how", ["fit_one_cycle", "fit_flat_cos", "fine_tune"])
+@pytest.mark.parametrize("lr", [np.float32(1e-3), torch.tensor(1e-3)])
+def test_learning_rates_of_other_schedules(make, how, lr):
+    l = make()
+    getattr(l, how)(1, lr)
+    assert l.history()[-1]["within"] > 0
