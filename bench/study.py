@@ -4,11 +4,11 @@
     python bench/study.py improved official --seeds 0 --data toy
     python bench/study.py start improved --data ~/cocostuff # any data set whose layout is known
     python bench/study.py improved official --test          # score the test images too, with the networks that were trained
-    python bench/study.py start improved --data camvid msrc21 dubai wbc toy --size 320 # several domains, which decide together
+    python bench/study.py start improved --data camvid msrc21 dubai wbc toy # several domains, which decide together
     python bench/study.py --table                           # what has been measured: a line for each recipe, data set and size
 
-Decide by `dev`: labelled images that training has never seen the masks of (CamVid: val and train). Test images are for the table that is
-reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
+`val`: labelled images whose masks training has never seen, scored as the model is used; `val_raw`: the same without refinement. CamVid's test images are for
+the table that is reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
 whose test images stand in for val; DINOV2 the weights of vit_small_patch14_dinov2. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
 """
@@ -20,30 +20,23 @@ from fastai.callback.core import Callback
 from picie_nb.all import *
 from picie_nb.backbone import efficientnet_lite0_weights
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 DINOV2 = os.environ.get("DINOV2", str(HERE.parent.parent/"shared/weights/vit_small_patch14_dinov2.fp16.safetensors"))
 CAMVID = Path(os.environ.get("CAMVID", HERE.parent.parent/"shared/data/camvid"))
 DOMAINS = Path(os.environ.get("DOMAINS", HERE.parent.parent/"shared/data/domains"))
 ROWS = dict(
     raw=dict(epochs=0, pca_init=False), # a random FPN, not trained
     start=dict(epochs=0),               # the PCA start, not trained
-    official=dict(preset="official"),
-    snapshot=dict(overcluster=1, labels="snapshot", freeze=0), # labels that follow the network, K of them
-    finer=dict(labels="snapshot", freeze=0),                   # ... and finer labels
-    fixed=dict(overcluster=1, freeze=0),                       # ... or a fixed teacher
-    both=dict(freeze=0),                                       # ... or both
-    improved={},                                               # both, with the first layers frozen: the default
-    # a vision transformer: the raw tokens, the recipe on top of it, and with it
-    vit_start=dict(epochs=0, backbone="vit_small_patch14_dinov2", size=168),
-    vit=dict(epochs=4, backbone="vit_small_patch14_dinov2", size=168, freeze=14),
-    vit_all=dict(epochs=4, backbone="vit_small_patch14_dinov2", size=168, freeze=0, backbone_lr=.01),
-    # one field of `improved` changed
-    k9=dict(overcluster=9), k2=dict(overcluster=2.5), slow=dict(lr=3e-4), faster=dict(lr=3e-3), long=dict(epochs=12), zoom=dict(min_scale=.3),
-    colours=dict(brightness=.6, contrast=.6), large=dict(label_scale=1.5), larger=dict(label_scale=2.), whiten=dict(whiten=.5),
-    stages=dict(stage_weights=(0, 1, 1, 1)), inverse_sqrt=dict(balance="inverse_sqrt"), sharp=dict(tau=.3), soft=dict(tau=3.),
-    cosine=dict(logits="cosine", tau=.1), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100), wide=dict(dim=256), gentle=dict(backbone_lr=.1, freeze=0),
-    follow=dict(labels="snapshot"), carry=dict(labels="snapshot", carry=True), ema=dict(ema=.99), sinkhorn=dict(sinkhorn=.05),
-    confident=dict(confident=.7), residual=dict(residual=True),
+    official=dict(preset="official"),   # the published procedure
+    official_H=dict(preset="official", aux_clusters=100), mdc=dict(preset="official", mdc=True), paper=dict(preset="paper"),
+    improved={},                        # the default
+    # one choice of `improved` changed
+    no_average=dict(average=1.), average7=dict(average=.7), snapshot=dict(labels="snapshot", average=1.), full_views=dict(view_scale=1.), small_views=dict(view_scale=.5),
+    k2=dict(overcluster=2.5), k9=dict(overcluster=9), slow=dict(lr=3e-4), long=dict(epochs=12), zoom=dict(min_scale=.25),
+    all_learn=dict(freeze=0), old_stages=dict(stage_weights=(0, .5, 1, .5)), whiten=dict(whiten=.5), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100),
+    ema=dict(labels="snapshot", ema=.99, average=1.), confident=dict(confident=.7), sinkhorn=dict(sinkhorn=.05), residual=dict(residual=True),
+    # a vision transformer: the raw tokens, and the recipe on top of them
+    vit_start=dict(epochs=0, backbone="vit_small_patch14_dinov2"), vit=dict(backbone="vit_small_patch14_dinov2", freeze=14),
 )
 
 
@@ -77,9 +70,9 @@ def source(data, split):
     return dirs["train"][0], *dirs[split], labels
 
 
-def loaders(data, split, seed, size):
+def loaders(data, split, seed, size, **kwargs):
     train, images, masks, labels = source(data, split)
-    return picie_dls(train, size=size, bs=16, valid=images, masks=masks, labels=labels, seed=seed)
+    return picie_dls(train, size=size, bs=16, valid=images, masks=masks, labels=labels, seed=seed, **kwargs)
 
 
 class Watch(Callback):
@@ -98,19 +91,19 @@ def watch(learn):
     return res
 
 
-def path(data, row, seed, size=160): return HERE/"study"/f"{Path(data).name}-{row}{'' if size == 160 else f'_{size}px'}-{seed}.json"
+def path(data, row, seed, size): return HERE/"study"/f"{Path(data).name}-{row}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
 def run(data, row, seed, epochs, size, test, look):
     "Train one row with one seed, unless that is done, and score it"
     kw = dict(ROWS[row])
-    out = path(data, row, seed, size if "size" not in kw else 160)
+    out = path(data, row, seed, size)
     res = json.loads(out.read_text()) if out.exists() else {}
     if res and ("test" in res or not test): return
-    epochs, size, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("size", size), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
+    epochs, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
     weights = efficientnet_lite0_weights() if backbone == "tf_efficientnet_lite0" else DINOV2
     seed_all(seed)
-    learn = picie_learner(loaders(data, "val", seed, size), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
+    learn = picie_learner(loaders(data, "val", seed, size, crop="center" if kw.get("preset") == "official" else "random"), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
     net, ds = out.with_suffix(".safetensors"), {}
     if res: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
     else:
@@ -121,23 +114,18 @@ def run(data, row, seed, epochs, size, test, look):
         res = dict(data=data, row=row, seed=seed, backbone=backbone, size=size, epochs=epochs, config=kw, history=seen+(cb.rows if cb else []),
                    seconds=time.perf_counter()-start, cpu_seconds=time.process_time()-cpu, threads=torch.get_num_threads())
         learn.segmenter().save(net)
-        for split in ("val", "train"): ds.update({split: {}, f"{split}_kmeans": dict(merge=False)})
-        ds["val_refined"] = dict(refine=10)
-    if test: ds.update(test={}, test_kmeans=dict(merge=False), test_flip=dict(flip=True), test_refined=dict(refine=10), test_large=dict(scale=1.5), test_large_refined=dict(scale=1.5, refine=10))
+    split = "test" if test else "val"
+    ds.update({split: {}, f"{split}_raw": dict(refine=0)})
     seed_all(seed)
-    merged, merge = learn.cluster.fresh(5), learn.cluster.merge_from
-    learn.cluster.merge_from = 0
-    plain = learn.cluster.fresh(5) if merge else merged
-    learn.cluster.merge_from = merge
+    draws = learn.cluster.fresh(3)
     for name, kw in ds.items():
-        split, scale = name.split("_")[0], kw.pop("scale", 1)
-        draws = (merged if kw.pop("merge", True) else plain)[:2 if "refine" in kw else 5] # refining is slow
-        res[name] = learn.score(dl=loaders(data, split, seed, round(size*scale)).valid, draws=draws, **kw).to_dict()
+        dls = loaders(data, name.split("_")[0], seed, size)
+        res[name] = learn.score(dl=dls.valid, draws=draws, geometry=dls.geometry, **kw).to_dict()
     out.parent.mkdir(exist_ok=True)
     tmp = out.with_suffix(".tmp")
     tmp.write_text(json.dumps(res, indent=1)+"\n")
     tmp.replace(out)
-    print(f"{out.stem:24s}", "  ".join(f"{n} {100*res[n]['acc']:.1f}/{100*res[n]['miou']:.1f}" for n in ("val", "train", "test") if n in res), f"{res['cpu_seconds']:.0f} cpu s", flush=True)
+    print(f"{out.stem:24s}", "  ".join(f"{n} {100*res[n]['acc']:.1f}/{100*res[n]['miou']:.1f}" for n in ("val", "val_raw", "test") if n in res), f"{res['cpu_seconds']:.0f} cpu s", flush=True)
 
 
 def table():
@@ -145,14 +133,14 @@ def table():
     groups = {}
     for f in sorted((HERE/"study").glob("*.json")):
         o = json.loads(f.read_text())
-        for s in ("val", "val_refined"):
+        for s in ("val", "val_raw", "test"):
             if s in o: groups.setdefault((o["data"], o["row"], o["size"], s), []).append((o[s], o["cpu_seconds"]))
-    print(f"{'data':8s} {'row':14s} {'px':>4s} {'':8s} seeds accuracy mIoU border position (truth) excess  cpu s")
+    print(f"{'data':8s} {'row':14s} {'px':>4s} {'images':8s} seeds accuracy mIoU border position (truth) excess  cpu s")
     for (data, row, size, s), rs in groups.items():
         mean = lambda f: np.mean([f(o) for o, _ in rs])
         shape = all(o.get("shape") for o, _ in rs)
         looks = "{:6.1f} {:8.1f} {:7.1f} {:6.1f}".format(*(100*mean(lambda o: o["shape"][k]) for k in ("border", "position", "truth", "excess"))) if shape else "     -        -       -      -"
-        print(f"{Path(data).name:8s} {row:14s} {size:4d} {'refined' if s != 'val' else '':8s} {len(rs):5d} {100*mean(lambda o: o['acc']):8.1f} {100*mean(lambda o: o['miou']):4.1f} {looks} {np.mean([c for _, c in rs]):6.0f}")
+        print(f"{Path(data).name:8s} {row:14s} {size:4d} {s:8s} {len(rs):5d} {100*mean(lambda o: o['acc']):8.1f} {100*mean(lambda o: o['miou']):4.1f} {looks} {np.mean([c for _, c in rs]):6.0f}")
 
 
 def main():
@@ -162,7 +150,7 @@ def main():
     p.add_argument("--data", nargs="+", default=["camvid" if CAMVID.is_dir() else "toy"], help="camvid, toy, the name of a folder in DOMAINS, or a folder in a layout that open_dataset knows")
     p.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     p.add_argument("--epochs", type=int, default=6)
-    p.add_argument("--size", type=int, default=160, help="short side of the images, in pixels")
+    p.add_argument("--size", type=int, default=320, help="short side of the images, in pixels")
     p.add_argument("--watch", action="store_true", help="score every epoch, by masks of val and without masks")
     p.add_argument("--test", action="store_true", help="score the test images as well")
     a = p.parse_args()

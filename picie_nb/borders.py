@@ -80,7 +80,7 @@ def _share(mat): # I/H of the columns of a table cells x labels
 class PositionShare:
     "How much of the clusters does their place in the picture explain? Gathered batch by batch"
     def __init__(self,
-        n_clusters:int, # K
+        n_clusters:int, # K; None: as many as occur
         n_classes:int, # C
         ignore:int=255, # true value of pixels that are not counted
         grid:int=8, # cells along each side of the picture
@@ -90,7 +90,7 @@ class PositionShare:
 
     def reset(self):
         "Forget all counts"
-        self.table = torch.zeros(self.n_classes, self.grid**2, self.n_clusters, dtype=torch.float64)
+        self.table = torch.zeros(self.n_classes, self.grid**2, self.n_clusters or 1, dtype=torch.float64)
         return self
 
     def __repr__(self): return f"PositionShare: {self.value:.1%} of the clusters, {self.truth:.1%} of the truth, excess {self.excess:.1%}"
@@ -105,8 +105,9 @@ def update(self:PositionShare,
     G,(h,w),true = self.grid,pred.shape[-2:],true.to(pred.device)
     cell = (torch.arange(h, device=pred.device)*G//h)[:,None]*G + torch.arange(w, device=pred.device)*G//w
     ct = true*G*G + cell
-    n = self.n_classes*G*G
-    self.table += confusion(pred, torch.where(true==self.ignore, n, ct), self.n_clusters, n, ignore=n).T.view_as(self.table).cpu()
+    n,k = self.n_classes*G*G,self.table.shape[2]
+    if self.n_clusters is None and (more := int(pred.max())+1-k)>0: self.table,k = F.pad(self.table, (0,more)),k+more
+    self.table += confusion(pred, torch.where(true==self.ignore, n, ct), k, n, ignore=n).T.view_as(self.table).cpu()
     return self
 
 @patch(as_prop=True)

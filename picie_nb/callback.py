@@ -37,7 +37,8 @@ class ClusterCallback(Callback):
         geometric:Geometric=None, # G, default `Geometric()`
         size:int=None, # side of the square network input, in pixels; None: as the batches come
         labels:str="snapshot", # labels by the network as training began ("start"), as the epoch did ("snapshot"), or "current"
-        label_scale:float=1., # size of the images from which labels are made, relative to the network's input
+        view_scale:float=1., # side of the views, relative to `size`
+        average:float=1., # share of the way from the start to the trained weights that is kept, less if there are few steps, see `settle`; less than 1 needs labels="start"
         metric:str="euclidean", # how pixels find their centroid: "euclidean" or "cosine"
         readout:str="dot", # scores of pixels against centroids outside training: "dot", "euclidean" or "cosine"
         spherical:bool=False, # keep K-means centroids at unit length?
@@ -50,15 +51,18 @@ class ClusterCallback(Callback):
         n_init:int=1, # K-means restarts, the best is kept
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         merge_from:int=0, # the readout fits so many clusters and merges them to K; 0: it fits K
-        merge_power:float=.5, # how much size counts in merging, see `merge_tree`
+        merge_power:float=.75, # how much size counts in merging, see `merge_tree`
         draws:int=1, # runs of K-means for the readout after the last epoch, of which the most typical is kept
     ):
         store_attr()
         self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
         self.mu, self.mu_eval, self.snapshot, self.heads, self.health, self.read_at, self.made = None, None, None, [], {}, None, None
+        self.moved, self.steps = False, 0 # have the weights moved since they were last averaged? Steps since the teacher was made
         self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
         for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
             if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
+        if not (view_scale > 0 and 0 < average <= 1): raise ValueError(f"view_scale={view_scale}, average={average}: more than 0, average at most 1")
+        if average < 1 and labels != "start": raise ValueError(f"average={average} keeps a part of the start: use labels='start'")
 
     @property
     def team(self): return Team.of(getattr(self.learn, "model", None)) # of one, without a learner
@@ -76,23 +80,21 @@ def view(self:ClusterCallback,
     i:int, # 0 or 1
     x:Tensor, # images, (B,3,H,W) in [0,1]
     drawn:tuple, # what `draw` gave
-    scale:float=1., # size of the view, relative to the network's input
 )->Tensor: # (B,3,H,W)
     "$P_1x$ for view 0, $G(P_2x)$ for view 1, with colours changed at the size of the view"
-    (g, *ps), (h, w) = drawn, self.input_size(x, scale)
+    (g, *ps), (h, w) = drawn, self.input_size(x, self.view_scale)
     zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1) # pixels of the view for each pixel of the image
-    x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x, scale)
+    x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x, self.view_scale)
     return self.photometric.apply(x, replace(ps[i], sigma=zoom*ps[i].sigma))
 
 @patch
 def views(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
     drawn:tuple=None, # what `draw` gave, default a new draw
-    scale:float=1., # size of the views, relative to the network's input
 )->tuple: # each view, and the `GeometricParams`
     "$P_1x$, $G(P_2x)$ and the $G$ that was drawn"
     drawn = drawn or self.draw(x)
-    return *(self.view(i, x, drawn, scale) for i in range(self.n_views)), drawn[0]
+    return *(self.view(i, x, drawn) for i in range(self.n_views)), drawn[0]
 
 @patch
 def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
@@ -101,7 +103,7 @@ def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
 
 @patch
 def plain(self:ClusterCallback, x:Tensor, scale:float=1.)->Tensor:
-    "The batch at the network's input size"
+    "The batch at the network's input size, or a part of it"
     size = self.input_size(x, scale)
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
@@ -165,7 +167,7 @@ def stream(self:ClusterCallback,
         if x is not None and not augment: self.read_at = min(self.input_size(x)) # the size that the readout is made for
         if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm needs more than one image
             n, drawn = len(x), self.draw(x) if augment else (None,)
-            fs = model(*(self.view(v, x, drawn, self.label_scale) if augment else self.plain(x) for v in which))
+            fs = model(*(self.view(v, x, drawn) if augment else self.plain(x) for v in which))
             zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels) for v, f in zip(which, fs if len(which) > 1 else [fs])]
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
@@ -207,7 +209,7 @@ def cluster(self:ClusterCallback):
 @patch
 def forget(self:ClusterCallback):
     "Drop all that was made from the network or from the images: teacher, centroids, readout"
-    self.mu, self.mu_eval, self.snapshot, self.heads, self.made = None, None, None, [], None
+    self.mu, self.mu_eval, self.snapshot, self.heads, self.made, self.steps = None, None, None, [], None, 0
 
 @patch
 def check(self:ClusterCallback):
@@ -229,15 +231,15 @@ def ready(self:ClusterCallback):
 @contextmanager
 def kept(self:ClusterCallback):
     "Afterwards teacher, centroids and readout are what they were"
-    was = {k: getattr(self, k) for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made")}
+    was = {k: getattr(self, k) for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made", "moved", "steps")}
     self.snapshot = copy.deepcopy(self.snapshot) # a moving average moves in place
     try: yield
     finally: self.__dict__.update(was)
 
 @patch
 def fit_heads(self:ClusterCallback):
-    "K-means on the features of the snapshot, for each head and view"
-    zs = self.sample(self.snapshot)
+    "K-means on the features of the snapshot, for each head and view; a fixed teacher has one set of plain images instead"
+    zs = self.sample(self.snapshot, augment=self.labels != "start")
     self.set_heads([[self.kmeans(z, k) for z in zs] for k in self.ks])
 
 @patch
@@ -256,7 +258,7 @@ def set_heads(self:ClusterCallback,
 def before_train(self:ClusterCallback):
     self.mu_eval = self.made = None # they belong to the network before this epoch
     if self.labels != "start" or self.snapshot is None: self.cluster()
-    self.sizes = torch.zeros(self.ks[0], device=self.mu[0].device)
+    self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
     if self.batchnorm == "train": return
     for m in self.learn.model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
@@ -269,16 +271,15 @@ def before_batch(self:ClusterCallback):
     drawn = self.draw(x)
     *self.xs, self.g = self.views(x, drawn)
     self.learn.xb = tuple(self.xs)
-    self.teach_xs = self.xs if self.label_scale == 1 or self.labels == "current" else self.views(x, drawn, self.label_scale)[:-1]
+    self.teach_xs = (self.plain(x),) if self.labels == "start" else self.xs
 
 @patch
 @torch.no_grad()
 def teach(self:ClusterCallback, size:tuple)->list:
-    "Features of both views by the snapshot, brought to a size (h,w)"
+    "Features of both views by the snapshot; by a fixed teacher of the plain image, moved to the place and size of the views"
     fs = self.snapshot(*self.teach_xs)
-    zs = self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
-    if tuple(zs[0].shape[-2:]) == tuple(size): return zs
-    return [F.normalize(F.interpolate(z, size, mode="bilinear", antialias=True), dim=1) for z in zs]
+    if self.labels == "start": return [F.normalize(self.geometric.apply(fs.float(), self.g, size), dim=1)]
+    return self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
 
 @patch
 @torch.no_grad()
@@ -300,7 +301,8 @@ def after_pred(self:ClusterCallback):
         zs = self.features(self.learn.pred, self.g)
         ys = self.label(zs)
         self.sizes += torch.bincount(ys[0][0][ys[0][0] >= 0], minlength=self.ks[0])
-        self.learn.pred, self.learn.yb = zs, tuple(o for y, (mu, w) in zip(ys, self.heads) for o in (*y, *mu, *w))
+        both = lambda o: o*(self.n_views//len(o)) # one set of labels serves both views
+        self.learn.pred, self.learn.yb = zs, tuple(o for y, (mu, w) in zip(ys, self.heads) for o in (*both(y), *both(mu), *both(w)))
     else:
         if self.mu_eval is None: self.fit_readout()
         self.learn.pred = scores(F.normalize(self.learn.pred.float(), dim=1), self.mu_eval, self.readout)
@@ -382,6 +384,7 @@ def effective_clusters(
 @patch
 def after_batch(self:ClusterCallback):
     if not self.training: return
+    self.steps += 1
     if not torch.isfinite(self.learn.loss):
         raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: lower the learning rate, or look for broken images")
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
@@ -394,6 +397,17 @@ def after_train(self:ClusterCallback):
     n = max(self.team.total(self.health.pop("n", 0)), 1)
     self.health = {**{k: self.team.total(float(self.health.get(k, "nan")))/n for k in self.terms}, "clusters": effective_clusters(self.sizes)}
     if self.labels != "start": self.snapshot = None
+    if self.epoch+1 >= self.n_epoch: self.settle()
+
+@patch
+@torch.no_grad()
+def settle(self:ClusterCallback):
+    "Go back a part of the way towards the start, as `average` says, and farther after less than 24 steps; once for each training"
+    if not self.moved or self.average == 1: return
+    self.moved, self.mu_eval, share = False, None, self.average*min(1, self.steps/24)
+    model = getattr(self.learn.model, "module", self.learn.model)
+    for new, old in zip((*model.parameters(), *model.buffers()), (*self.snapshot.parameters(), *self.snapshot.buffers())):
+        if new.is_floating_point(): new.lerp_(old, 1-share)
 
 @patch
 def before_fit(self:ClusterCallback):
@@ -402,7 +416,9 @@ def before_fit(self:ClusterCallback):
     self.check()
 
 @patch
-def after_fit(self:ClusterCallback): self.made = self._weights() # a teacher of these weights' past, until others come
+def after_fit(self:ClusterCallback):
+    self.settle() # if training was stopped early
+    self.made = self._weights() # a teacher of these weights' past, until others come
 
 @patch
 def before_epoch(self:ClusterCallback): self.health = {}

@@ -87,7 +87,7 @@ def _get_state(learn):
     for i, (mus, ws) in enumerate(cb.heads):
         for j, (mu, w) in enumerate(zip(mus, ws)): arrays.update({f"head.{i}.{j}.{k}": _own(o) for k, o in (("mu", mu), ("weight", w)) if torch.is_tensor(o)})
     if cb.mu_eval is not None: arrays["mu_eval"] = _own(cb.mu_eval)
-    js["read_at"] = cb.read_at
+    js["read_at"], js["steps"] = cb.read_at, cb.steps
     js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values], iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
     arrays["losses"], arrays["smooth_loss"] = torch.tensor([float(o) for o in rec.losses], dtype=torch.float64), _own(torch.as_tensor(rec.smooth_loss.val))
     if getattr(learn, "scaler", None): js["scaler"] = learn.scaler.state_dict()
@@ -114,7 +114,7 @@ def _set_state(learn, arrays, js):
         heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev)
     cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)]) for _, o in sorted(heads.items())]
     cb.mu, cb.mu_eval = cb.heads[0][0] if cb.heads else None, arrays["mu_eval"].to(dev) if "mu_eval" in arrays else None
-    cb.read_at = js.get("read_at", cb.read_at)
+    cb.read_at, cb.steps = js.get("read_at", cb.read_at), js.get("steps", 0)
     learn.epoch_rows.rows, r = js["rows"], js["recorder"]
     rec.values, rec.iters, rec.lrs, rec.losses = [L(o) for o in r["values"]], r["iters"], r["lrs"], list(arrays["losses"].float())
     rec.smooth_loss.count, rec.smooth_loss.val = r["count"], arrays["smooth_loss"].to(rec.smooth_loss.val)

@@ -423,13 +423,13 @@ def _open_square(path, size): return _pil(_middle(open_image(path), size, Image.
 # %% ../nbs/11_data.ipynb #34b07725
 def picie_dls(
     path, # folder of images (nested or not), one image file, or a list of files
-    size:int=224, # short side in pixels
+    size:int=320, # short side in pixels
     bs:int=16, # batch size
     valid=.1, # for validation: a fraction of the images in (0,1), a folder, or a list of files
     masks=None, # masks of the validation images: a folder, or a function from image path to mask path
     labels=None, # meaning of the masks: a `LabelSet`, a list of class names, or what else `label_set` takes
     num_workers:int=0, # processes that load images; 0: the main one
-    oversample:float=2, # training squares have side `size*oversample`, so that crops cut from them stay sharp
+    oversample:float=1.4, # training squares have side `size*oversample`, so that crops cut from them stay sharp
     crop:str='random', # where the training square lies: at random, or in the 'center'
     valid_crop:str=None, # None: whole images, masks at their own size; 'center': the middle square of both, `size` wide
     cache_gb:float=1., # memory for resized training images, so that they are read only once; used if num_workers=0

@@ -21,6 +21,7 @@ from .data import image_files, _as_labels, _fitted, _mask_image, _mask_values, _
 from .labels import LabelSet, label_set, _WHITE
 from .metrics import Score, hungarian, many_to_one, _confusion, _ints, _warn
 from .protocols import Protocol, group_scores, protocol as _find
+from .borders import BoundaryF, PositionShare
 
 # %% ../nbs/62_evaluation.ipynb #c10bcb42
 def _pairs_of(pred, true, names):
@@ -49,15 +50,17 @@ def _n_clusters(p, t, ignore):
     return top+1
 
 def _gather(images, n_clusters, n_classes, ignore):
-    "Matrices (N,K,C), names and numbers of void pixels, (N,), of all images; errors name the image"
-    mats,names,void = [],[],[]
+    "Matrices (N,K,C), names and numbers of void pixels, (N,), of all images, and what `picie_nb.borders` measures; errors name the image"
+    mats,names,void,edges,places = [],[],[],BoundaryF(ignore=ignore),PositionShare(n_clusters, n_classes, ignore)
     for name,p,t in images:
         try: m,v = _confusion(p, t, n_clusters or _n_clusters(p, t, ignore), n_classes, ignore, False)
         except (ValueError,TypeError) as e: raise type(e)(f"{name}: {e}") from None
         mats.append(m[0].cpu()); names.append(name); void.append(int(v))
+        for o in (edges, places): o.update(p[None].long(), t[None].long())
     if not mats: raise ValueError("there are no images to evaluate")
     K = max(map(len, mats))
-    return torch.stack([F.pad(m, (0,0,0,K-len(m))) for m in mats]),names,torch.tensor(void)
+    shape = dict(border=edges.value, position=places.value, truth=places.truth, excess=places.excess)
+    return torch.stack([F.pad(m, (0,0,0,K-len(m))) for m in mats]),names,torch.tensor(void),shape
 
 # %% ../nbs/62_evaluation.ipynb #2f56f718
 class Evaluation:
@@ -70,8 +73,9 @@ class Evaluation:
         ignore:int=255, # true value of the pixels that were not counted
         images:list=None, # names of the N images
         ignored:Tensor=None, # void pixels of each image, (N,); None: not known
+        shape:dict=None, # border, position, truth and excess, see `picie_nb.borders`; None: not known
     ):
-        self.mats,self.labels,self.ignored = torch.as_tensor(mats),labels,ignored
+        self.mats,self.labels,self.ignored,self.shape = torch.as_tensor(mats),labels,ignored,shape
         if self.mats.ndim!=3: raise ValueError(f"mats must be (N,K,C), not {tuple(self.mats.shape)}")
         if not self.mats.sum(): raise ValueError("no pixel was counted: are all masks void?")
         self.images = [f"image {i}" for i in range(len(mats))] if images is None else list(images)
@@ -218,12 +222,12 @@ def evaluate(
         pred = _two(pred, None)
         true = _two(true, LabelSet(labels.names if labels else map(str, range(n_classes)), ignore=ignore))
     names = names if names is None else list(names)
-    mats,seen,void = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
+    mats,seen,void,shape = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
     raw = labels is not None and not given and ignore in labels.table and ignore not in labels.table.values()
     if void.any() and (raw or two and not mats[...,1:].any()): raise ValueError(
         f"true holds {ignore}, which is ignored here but seems to mean a class: give labels.map(true), or "
         f"ignore={ignore} if it is void")
-    return Evaluation(mats, labels, card, matching, ignore, names or seen, void)
+    return Evaluation(mats, labels, card, matching, ignore, names or seen, void, shape)
 
 # %% ../nbs/62_evaluation.ipynb #64e05ab6
 class ClassTable(list):
@@ -581,8 +585,8 @@ def evaluate_folders(
     labels = _fitted(labels, [t for _,_,t in pairs])
     white = _black_white(np.unique(_open(p, _numbers)) for _,p,_ in pairs) if C==2 else None
     images = ((str(p),*map(torch.from_numpy, _read_pair(p, t, labels, resize, crop, white))) for _,p,t in pairs)
-    mats,_,void = _gather(images, n_clusters, C, ignore)
-    return Evaluation(mats, labels, card, matching, ignore, [k for k,_,_ in pairs], void)
+    mats,_,void,shape = _gather(images, n_clusters, C, ignore)
+    return Evaluation(mats, labels, card, matching, ignore, [k for k,_,_ in pairs], void, shape)
 
 # %% ../nbs/62_evaluation.ipynb #cbc7992d
 @patch
@@ -593,7 +597,7 @@ def to_dict(self:Evaluation,
 )->dict: # ready for JSON
     "Score, classes, groups, matrix and intervals"
     res = dict(score=self.score(matching).to_dict(), per_class=list(self.per_class(matching)), nmi=nmi(self.mat),
-               ari=ari(self.mat), n_images=len(self), n_expected=self.n_expected, confusion=self.mat.tolist())
+               ari=ari(self.mat), shape=self.shape and {k: v if v==v else None for k,v in self.shape.items()}, n_images=len(self), n_expected=self.n_expected, confusion=self.mat.tolist())
     if isinstance(matching, (str, type(None))):
         res["groups"] = {k:s.to_dict() for k,s in self.groups(matching).items()}
     if bootstrap: res["intervals"] = self.bootstrap(bootstrap, matching=matching, **kwargs).to_dict()

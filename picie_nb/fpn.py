@@ -118,7 +118,7 @@ def _stack(feats, strides):
     return z
 
 def _stage_weights(strides, weights=None):
-    if weights is None: weights = [{4:0,16:1}.get(s, .5) if len(set(strides))>1 else 1 for s in strides]
+    if weights is None: weights = [{4:0,32:.5}.get(s, 1) if len(set(strides))>1 else 1 for s in strides]
     if len(weights)!=len(strides): raise ValueError(f"{len(weights)} stage weights for {len(strides)} stages: one each")
     if not any(weights): raise ValueError("all stage weights are 0: nothing is left to start from")
     return [float(w) for w in weights]
@@ -146,7 +146,7 @@ def _pca(cov, widths, weights, dim, whiten):
 def pca_init_(
     net:PiCIENet, # its laterals are overwritten
     images, # (N,3,H,W) in [0,1], or batches of them (of tuples, such as a DataLoader yields, the first item counts)
-    stage_weights=None, # importance of each stage, finest first; None: 0 at stride 4, 1 at 16, else 0.5; ViT: all 1
+    stage_weights=None, # importance of each stage, finest first; None: 0 at stride 4, 0.5 at 32, else 1; ViT: all 1
     whiten:float=0., # 0: features keep their variances; 1: all get variance 1
 )->PiCIENet: # `net`
     "Start the FPN as the joint PCA of the backbone's own features"

@@ -87,7 +87,8 @@ class PiCIEConfig:
     spherical:bool = False         # centroids of unit length?
     metric:str = "euclidean"       # how pixels find their centroid: "euclidean" or "cosine"
     labels:str = "start"           # labels by the network as training began ("start"), as the epoch did ("snapshot"), or "current"
-    label_scale:float = 1.         # size of the images from which labels are made, relative to the network's input
+    view_scale:float = .7          # side of the views, relative to the images in use, which a fixed teacher sees
+    average:float = .5             # share of the way from the start to the trained weights that is kept
     n_pixels:int = 400             # pixels sampled from each image for K-means; None: all
     n_images:int = 2000            # images sampled for K-means; None: all
     init_images:int = 0            # K-means on this many images, the others move centroids by running means; 0: on all
@@ -113,8 +114,9 @@ class PiCIEConfig:
     counts:str = "sample"          # cluster sizes for these weights: of K-means' "sample", or of "all" labels
     readout:str = "dot"            # scores of pixels against centroids when the model is used
     merge_from:float = 9.          # the readout fits this multiple of K clusters and merges them to K; 1: it fits K
-    merge_power:float = .5         # how much size counts in merging, see `merge_tree`
+    merge_power:float = .75        # how much size counts in merging, see `merge_tree`
     draws:int = 5                  # runs of K-means when training has ended, of which the most typical is kept, see `typical`
+    refine:int = 20                # rounds of edge-aware refinement when the model is used, see `refine`
     # optimiser
     lr:float = 1e-3                # learning rate
     backbone_lr:float = 1.         # the backbone's learning rate, as a multiple of lr
@@ -133,18 +135,20 @@ class PiCIEConfig:
         for k, ok in allowed.items():
             if getattr(self, k) not in ok:
                 raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
-        if min(self.overcluster, self.merge_from) < 1 or self.label_scale <= 0:
-            raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, label_scale={self.label_scale}: "
-                             "the first two must be at least 1, label_scale positive")
+        if min(self.overcluster, self.merge_from) < 1 or self.refine < 0:
+            raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, refine={self.refine}: "
+                             "the first two must be at least 1, refine at least 0")
         if self.overcluster > 1 and self.centroids == "epoch":
             raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
+        if self.average < 1 and (self.labels != "start" or self.ema):
+            raise ValueError(f"average={self.average} goes back towards the fixed teacher of labels='start', and there is none: use average=1")
         if self.residual and not self.pca_init: raise ValueError("residual=True keeps the PCA: use pca_init=True")
         if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
         if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
             raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
 
 # %% ../nbs/71_learner.ipynb #0b129bf3
-_PUBLISHED = dict(freeze=0, overcluster=1, labels="snapshot", merge_from=1)
+_PUBLISHED = dict(freeze=0, overcluster=1, labels="snapshot", view_scale=1., average=1., merge_from=1, refine=0)
 PRESETS = dict(
     paper=dict(_PUBLISHED, p_grey=.2, pca_init=False, spherical=True, metric="cosine", logits="cosine", readout="cosine",
                batchnorm="train", lr=1e-4, schedule="constant"),
@@ -163,7 +167,8 @@ def picie_config(
     known = [f.name for f in fields(PiCIEConfig)]
     if unknown := [k for k in overrides if k not in known]:
         raise TypeError(f"PiCIEConfig has no field {unknown[0]!r}: it has {', '.join(known)}")
-    return PiCIEConfig(**{"preset": preset, **PRESETS[preset], **overrides})
+    moving = overrides.get("labels", "start") != "start" or overrides.get("ema") # no fixed teacher that sees more, and to go back to
+    return PiCIEConfig(**{"preset": preset, **PRESETS[preset], **(dict(view_scale=1., average=1.) if moving else {}), **overrides})
 
 # %% ../nbs/71_learner.ipynb #cfd7fe01
 @contextmanager
@@ -293,7 +298,7 @@ def cluster_callback(
                            "one_coin"))
     common = dict(size=size, photometric=P, geometric=Geometric(**pick("min_scale", "p_hflip", "rounded")),
         train_clusters=round(cfg.overcluster*cfg.n_clusters), merge_from=round(cfg.merge_from*cfg.n_clusters),
-        merge_power=cfg.merge_power, **pick("n_clusters", "aux_clusters", "labels", "label_scale", "metric", "readout", "spherical", "balance", "batchnorm",
+        merge_power=cfg.merge_power, **pick("n_clusters", "aux_clusters", "labels", "view_scale", "average", "metric", "readout", "spherical", "balance", "batchnorm",
                "n_pixels", "n_images", "n_iter", "init", "n_init", "engine", "draws"))
     habits = pick("fixed_views", "colours_first", "plain_crop", "init_images", "update_images", "cluster_batchnorm", "counts", "centroids")
     teacher = pick("ema", "sinkhorn", "carry", "confident")
@@ -333,7 +338,9 @@ def picie_learner(
     cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
     size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
     net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim, cfg.residual).to(dls.device)
-    if net.backbone.fixed: _check_sizes(net.backbone, dls, size)
+    if net.backbone.fixed:
+        _check_sizes(net.backbone, dls, size)
+        cfg = replace(cfg, view_scale=1.) # views of the one size, too
     if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size), stage_weights=cfg.stage_weights, whiten=cfg.whiten)
     if cfg.residual: net.fpn.laterals.requires_grad_(False)
     if cfg.freeze: freeze_(net.backbone, _freeze_at(net.backbone.strides, cfg.freeze))
@@ -430,7 +437,7 @@ def score(self:PiCIELearner,
     dl=None, # batches (image, mask), default the validation set
     matching:str="hungarian", # see `picie_nb.metrics.score`
     flip:bool=False, # average features with those of the mirror image?
-    refine:int=0, # rounds of edge-aware refinement, see `picie_nb.refine`
+    refine:int=None, # rounds of edge-aware refinement, see `picie_nb.refine`; None: the configuration's
     draws:list=None, # centroids (K,D) to score, instead of fresh ones
     **protocol, # what else the reader of the number must know
 )->Scores:
@@ -438,7 +445,7 @@ def score(self:PiCIELearner,
     if self.classes is None or dl is None and not _has_masks(self.dls):
         raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
     net, cb = getattr(self.model, "module", self.model).eval(), self.cluster
-    draws = draws or cb.fresh(_whole("n_draws", n_draws))
+    draws, refine = draws or cb.fresh(_whole("n_draws", n_draws)), self.config.refine if refine is None else refine
     C, ignore = len(self.classes), self.classes.ignore
     mats, edges, places = zip(*((ConfusionMatrix(cb.n_clusters, C, ignore), BoundaryF(ignore=ignore), PositionShare(cb.n_clusters, C, ignore)) for _ in draws))
     for b in self.dls.valid if dl is None else dl:
@@ -492,7 +499,8 @@ def show_results(self:PiCIELearner,
     if ds_idx == 0: x = self.cluster.plain(x.as_subclass(Tensor))
     size = x.shape[-2:] if y is None else y.shape[-2:]
     f = F.normalize(net(x.as_subclass(Tensor)).float(), dim=1)
-    p = upsampled_argmax(scores(f, self.cluster.mu_eval, self.cluster.readout), size).cpu()
+    s = scores(f, self.cluster.mu_eval, self.cluster.readout)
+    p = upsampled_argmax(refined_scores(s, x.as_subclass(Tensor), self.config.refine) if self.config.refine else s, size).cpu()
     rows = dict(image=[o.permute(1, 2, 0).cpu() for o in x.as_subclass(Tensor)])
     if y is not None: rows["truth"] = [self.classes.colorize(o) for o in y.as_subclass(Tensor).cpu()]
     rows["clusters"] = [self._cluster_colors()[o] for o in p]
@@ -530,7 +538,7 @@ def segmenter(self:PiCIELearner,
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
     info = dict(config=config, epochs=len(self.history()))
     return Segmenter(net, self.cluster.mu_eval.cpu(),
-                     size=size, readout=self.cluster.readout, names=names, info=info)
+                     size=size, readout=self.cluster.readout, names=names, info=info, refine=self.config.refine)
 
 # %% ../nbs/71_learner.ipynb #0b5df561
 @patch
@@ -543,7 +551,7 @@ def cluster_tree(self:PiCIELearner,
     z, = self.cluster.sample(model.eval(), augment=False, least=256)
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only {len(z)} points: use fewer")
     r, base = self.cluster.kmeans(z, max(n_leaves, self.cluster.n_clusters)), self.segmenter()
-    return ClusterTree(base.net, r.centroids, r.counts, self.config.merge_power, size=base.size, readout=base.readout, info=base.info)
+    return ClusterTree(base.net, r.centroids, r.counts, self.config.merge_power, size=base.size, readout=base.readout, info=base.info, refine=base.refine)
 
 # %% ../nbs/71_learner.ipynb #6220a832
 @patch

@@ -92,7 +92,8 @@ def __call__(self:PiCIELoss,
     "Weighted mean of both parts; their values stay in `within_loss` and `cross_loss`"
     def loss(z, y, mu, w): return cluster_loss(z, y, mu, self.metric, self.tau, w)
     within = (loss(z1,y1,mu1,w1) + loss(z2,y2,mu2,w2))/2
-    cross  = (loss(z1,y2,mu2,w2) + loss(z2,y1,mu1,w1))/2
+    one_set = y1 is y2 and mu1 is mu2 and w1 is w2 # of labels, for both views
+    cross = within if one_set else (loss(z1,y2,mu2,w2) + loss(z2,y1,mu1,w1))/2
     self.within_loss,self.cross_loss = within.detach(),cross.detach()
     return (self.within*within + self.cross*cross)/(self.within+self.cross)
 

@@ -22,18 +22,19 @@ def _neighbours(x, dilations):
                 if (dy,dx)!=(d,d): yield p[..., dy:dy+h, dx:dx+w]
 
 def _weights(x, dilations, sharpness):
-    "How much each pixel of the images (B,3,H,W) listens to each neighbour, (B,8*len(dilations),H,W)"
-    near = torch.stack(list(_neighbours(x, dilations)), 1)
-    contrast = near.std(1, keepdim=True, correction=0)
-    return (-(near-x[:,None]).abs()/(sharpness*contrast+1e-6)).mean(2).softmax(1)
+    "How much each pixel of the images (B,3,H,W) listens to its eight neighbours, (B,8,H,W) for each distance"
+    near = list(_neighbours(x, dilations))
+    contrast = sharpness*torch.stack(near, 1).std(1, correction=0)+1e-6
+    alike = torch.cat([-((o-x).abs()/contrast).mean(1, keepdim=True) for o in near], 1)
+    return [o.softmax(1) for o in alike.split(8, 1)]
 
 # %% ../nbs/42_refine.ipynb #81340136
 @torch.no_grad()
 def refine(
     p:Tensor, # probabilities or other scores of clusters, (B,K,H,W)
     x:Tensor, # the images, (B,3,H,W) in [0,1]
-    n_iter:int=10, # rounds
-    dilations=(1,2,4,8), # distances of the neighbours, in pixels
+    n_iter:int=20, # rounds
+    dilations=(8,4,2,1), # distance of the neighbours in each round, in pixels; then from the first again
     sharpness:float=.1, # difference of colours, in units of the local contrast, that lowers a weight by e
 )->Tensor: # (B,K,H,W); where `p` added up to 1, so does this
     "Let every pixel take the mean of its neighbours, above all of those of its colour"
@@ -41,10 +42,11 @@ def refine(
         raise ValueError(f"scores are (B,K,H,W) and images (B,3,H,W) of the same size, not {tuple(p.shape)} and {tuple(x.shape)}")
     if n_iter<0 or sharpness<=0: raise ValueError(f"n_iter={n_iter}, sharpness={sharpness}: at least 0, and more than 0")
     if not n_iter: return p
-    w = _weights(x.to(p), dilations, sharpness)
-    for _ in range(n_iter):
+    ws = _weights(x.to(p), dilations, sharpness)
+    for i in range(n_iter):
+        d,w = dilations[i%len(dilations)],ws[i%len(dilations)]
         new = torch.zeros_like(p)
-        for i,q in enumerate(_neighbours(p, dilations)): new.addcmul_(q, w[:,i:i+1])
+        for j,q in enumerate(_neighbours(p, (d,))): new.addcmul_(q, w[:,j:j+1])
         p = new
     return p
 
@@ -52,10 +54,11 @@ def refine(
 def refined_scores(
     s:Tensor, # scores of clusters, (B,K,h,w)
     x:Tensor, # the images they were made from, (B,3,H,W) in [0,1]
-    n_iter:int=10, # rounds of `refine`
+    n_iter:int=20, # rounds of `refine`
     tau:float=.05, # temperature of the softmax: smaller is surer
-)->Tensor: # probabilities, (B,K,H,W)
-    "Scores as probabilities at the size of the images, refined"
+)->Tensor: # probabilities, (B,K,ceil(H/2),ceil(W/2))
+    "Scores as probabilities at half the size of the images, refined"
+    x = F.avg_pool2d(F.pad(x, (0,x.shape[-1]%2,0,x.shape[-2]%2), mode="replicate"), 2)
     s = F.interpolate(s.float(), x.shape[-2:], mode="bilinear", align_corners=False)
     return refine((s/tau).softmax(1), x, n_iter)
 

@@ -195,17 +195,17 @@ def _grouped(self:Segmenter, s:Tensor)->Tensor:
 
 @patch
 def _run(self:Segmenter, x:Tensor)->Tensor:
-    "Scores of one tile at the network's own resolution, or at that of `x` if they are refined"
+    "Scores of one tile at the network's own resolution, or at half that of `x` if they are refined"
     x = x.to(self.device)
     if x.dtype == torch.uint8: x = x.float()/255
     z = flipped(self.net, x) if self.flip else F.normalize(self.net(x).float(), dim=1)
     s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
-    return refined_scores(s, x, self.refine, self.tau).clamp_min_(1e-6).log_().mul_(self.tau) if self.refine else s
+    return refined_scores(s, x, self.refine, self.tau).clamp_min(1e-6).log()*self.tau if self.refine else s
 
 @patch
 @torch.no_grad()
 def _coarse(self:Segmenter, x:Tensor)->Tensor:
-    "Scores at the network's own resolution, or at that of `x` if they are refined, in tiles if `x` is large"
+    "Scores at the network's own resolution, or at half that of `x` if they are refined, in tiles if `x` is large"
     if self.net.training: self.net.eval()
     low, high = x.aminmax() if x.numel() and x.dtype != torch.uint8 else (0, 1)
     if not (low >= -.01 and high <= 1.01):
@@ -213,7 +213,7 @@ def _coarse(self:Segmenter, x:Tensor)->Tensor:
                          "the network does it itself")
     net = self.net.backbone
     step = 4 if getattr(net, "fixed", False) else math.lcm(4, *net.strides) # tiles of a fixed size need not share a grid
-    return _tiled(self._run, x, self.tile, step, 1 if self.refine else 4)
+    return _tiled(self._run, x, self.tile, step, 2 if self.refine else 4)
 
 @patch
 def scores(self:Segmenter,
@@ -406,7 +406,7 @@ class ClusterTree:
         net:PiCIENet, # the trained network
         centroids:Tensor, # many centroids, (n,D)
         counts:Tensor, # points in each cluster, (n,)
-        power:float=.5, # how much size counts in merging, see `merge_tree`
+        power:float=.75, # how much size counts in merging, see `merge_tree`
         **kwargs # of `Segmenter`: size, readout, tau, info, flip, refine
     ):
         self.net, self.centroids, self.counts, self.kwargs = net.eval(), centroids.detach().cpu(), counts.detach().cpu(), kwargs
@@ -530,10 +530,10 @@ class _Core(nn.Module):
     "Images at the network's size to scores of the classes, as ONNX shall see it"
     def __init__(self, seg):
         super().__init__()
-        self.net, self.readout, self.grouped = seg.net, seg.readout, seg._grouped
+        self.net, self.seg = seg.net, seg
         self.register_buffer("mu", seg.centroids)
 
-    def forward(self, x): return self.grouped(scores(F.normalize(self.net(x), dim=1), self.mu, self.readout))
+    def forward(self, x): return self.seg._run(x)
 
 class _Ops:
     "Adds operations to an ONNX graph: each call takes names of results and arrays, and gives the name of its result"
@@ -633,8 +633,8 @@ def _agrees(seg, run, sizes, what:str):
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 def _exportable(seg, what:str):
-    "A copy on the CPU, of the network alone and in one piece"
-    if seg.flip or seg.refine: raise ValueError(f"{what} writes the network alone: set flip=False and refine=0 before")
+    "A copy on the CPU, in one piece"
+    if seg.flip: raise ValueError(f"{what} writes one look of the network: set flip=False before")
     seg = copy.deepcopy(seg)
     seg.net, seg.centroids, seg.tile = seg.net.cpu(), seg.centroids.cpu(), 0
     return seg
@@ -649,12 +649,13 @@ def to_onnx(self:Segmenter,
     except ImportError as e: raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
     seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
     net, p = seg.net.backbone, seg.net.backbone.pad_to
+    h, w = (-(-o//4)*4 for o in (3*p+1, 4*p+2)) # sides that the network pads, if it pads any
     if net.fixed: raise ValueError(f"{net.name} takes images of one size, a file of to_onnx all sizes: use to_torch, or another backbone")
     path.parent.mkdir(parents=True, exist_ok=True)
     sides = {0: "batch", 2: "height", 3: "width"}
     with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
         warnings.simplefilter("ignore")
-        try: torch.onnx.export(_Core(seg).eval(), (torch.rand(2, 3, 3*p+1, 4*p+2),), str(tmp), dynamo=False, opset_version=18,
+        try: torch.onnx.export(_Core(seg).eval(), (torch.rand(2, 3, h, w),), str(tmp), dynamo=False, opset_version=18,
                                input_names=["resized"], output_names=["scores"], dynamic_axes=dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"}))
         except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). Use another backbone") from e
         model = _around(onnx.load(tmp), n, seg.tau)

@@ -39,12 +39,12 @@ class PublishedCallback(ClusterCallback):
 
 # %% ../nbs/72_variants.ipynb #d25a29f8
 @patch
-def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple, scale:float=1.)->Tensor:
+def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
     "As `ClusterCallback.view`; with `colours_first` in the order of the equations"
-    if not self.colours_first: return ClusterCallback.view(self, i, x, drawn, scale)
+    if not self.colours_first: return ClusterCallback.view(self, i, x, drawn)
     g, *ps = drawn
     x = self.photometric.apply(x, ps[i])
-    return self.geometric.apply(x, g, self.input_size(x, scale)) if i else self.plain(x, scale)
+    return self.geometric.apply(x, g, self.input_size(x, self.view_scale)) if i else self.plain(x, self.view_scale)
 
 # %% ../nbs/72_variants.ipynb #2bbf1638
 def image_keys(
@@ -80,7 +80,7 @@ def cluster(self:PublishedCallback):
     if self.fixed_views: self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
     model.train(self.cluster_batchnorm == "train")
     passes = [self.stream(model, only=i) for i in range(self.n_views)] # one view after the other ...
-    if self.cluster_batchnorm == "eval": passes = [self.stream(model)] # ... unless the order has no effect
+    if self.cluster_batchnorm == "eval" or self.labels == "start": passes = [self.stream(model, self.labels != "start")] # ... unless the order has no effect
     results = list(zip(*(rs for p in passes for rs in self.follow(p))))
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     model.train(mode)
@@ -126,7 +126,7 @@ def count(self:PublishedCallback,
     res = [[torch.zeros_like(r.counts) for r in rs] for rs in results]
     for x in self._batches():
         if x is None: continue
-        *xs, g = self.views(x)
+        *xs, g = (self.plain(x), None) if self.labels == "start" else self.views(x)
         for i, v in enumerate(xs):
             z = self.feature(i, self.snapshot(v), g)
             for rs, ns in zip(results, res):
@@ -149,7 +149,7 @@ def before_batch(self:PublishedCallback):
     x = self.learn.xb[0]
     ClusterCallback.before_batch(self)
     if not (self.training and self.plain_crop): return
-    self.learn.xb = (*self.xs[:-1], self.geometric.apply(x.as_subclass(Tensor), self.g, self.input_size(x)))
+    self.learn.xb = (*self.xs[:-1], self.geometric.apply(x.as_subclass(Tensor), self.g, self.input_size(x, self.view_scale)))
 
 # %% ../nbs/72_variants.ipynb #384db974
 class MDCCallback(PublishedCallback):
@@ -163,10 +163,10 @@ class MDCCallback(PublishedCallback):
         self.parametric = parametric
 
 @patch
-def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple, scale:float=1.)->Tensor:
+def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
     "The only view, $G(Px)$"
     g, p, _ = drawn
-    return PublishedCallback.view(self, 1, x, (g, p, p), scale)
+    return PublishedCallback.view(self, 1, x, (g, p, p))
 
 @patch
 def feature(self:MDCCallback, view:int, f:Tensor, g)->Tensor:

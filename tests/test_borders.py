@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 from scipy.ndimage import distance_transform_cdt
 from sklearn.metrics import mutual_info_score
 from picie_nb.borders import BoundaryF, PositionShare, boundary, rim_share, shift_test
+from picie_nb.scenes import ToyScenes
 
 
 def maps(seed, shape=(3, 40, 52), k=4, void=True):
@@ -84,3 +85,19 @@ def test_shift_test_moves_what_it_says():
     sizes = []
     shift_test(lambda o: sizes.append(o.shape[-2:]) or o[:, 0].long(), x)
     assert set(sizes) == {(60, 48)}
+
+
+def test_evaluations_measure_borders_and_position(tmp_path):
+    "Folders, arrays and the learner's measures give the same; clusters that first occur late are counted too"
+    from picie_nb.evaluation import evaluate, evaluate_folders
+    from PIL import Image
+    y = ToyScenes(n=4, size=48, seed=1).batch(range(4))[1]
+    p = torch.cat([y[:2]//2, y[2:].roll(3, 1)])
+    ev = evaluate(p, y, n_classes=8)
+    edges, places = BoundaryF().update(p, y), PositionShare(8, 8).update(p, y)
+    want = dict(border=edges.value, position=places.value, truth=places.truth, excess=places.excess)
+    assert {k: pytest.approx(v) for k, v in want.items()} == ev.shape == ev.to_dict()["shape"]
+    for name, maps in (("pred", p), ("true", y)):
+        (tmp_path/name).mkdir()
+        for i, o in enumerate(maps): Image.fromarray(o.numpy().astype("uint8")).save(tmp_path/name/f"{i}.png")
+    assert evaluate_folders(tmp_path/"pred", tmp_path/"true", labels=list("abcdefgh")).shape == ev.shape
