@@ -64,7 +64,7 @@ def table_row(
 COLUMNS = ["epoch", "within", "cross", "clusters", "accuracy", "miou", "seconds"]
 
 def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
-    "Train with one printed row for each epoch, below the rows of `scores`. Returns the history"
+    "Train with one printed row for each epoch, below the rows of `scores` if they can be compared. Returns the history"
     from fastai.callback.core import Callback
     def say(row): print(table_row({**row, **({"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {})}, names), flush=True)
     def keep(row): rows.append(row); say(row)
@@ -76,7 +76,8 @@ def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
         def after_epoch(self): keep({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start})
     rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
     print(" ".join(f"{n:>10}" for n in names))
-    for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
+    if not learn.config.refine: # else these scores are refined, and those of the epochs are not
+        for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
     from fastai.torch_core import num_distrib
     with learn.distrib_ctx() if num_distrib() else nullcontext(), learn.no_bar(), learn.no_logging():
         learn.fit(epochs, cbs=PrintRows(), **kwargs)
@@ -249,6 +250,7 @@ def _train(learn, epochs:int, draws:int, before=None, about={}, **kwargs)->dict:
     start = learn.score(draws, **about) if draws else None
     scores = {"untrained": before, "PCA start": start} if before else {"untrained": start} if draws else {}
     history = _fit(learn, epochs, scores, **kwargs)
+    if learn.config.refine and scores: print("(each row: one draw of K-means, not refined; below: refined, as the model is used)")
     if draws: scores["trained"] = learn.score(draws, **about)
     for name, s in scores.items():
         acc, miou = (f"{100*getattr(s, k):.1f} ± {100*s.std[k]:.1f}" for k in ("acc", "miou"))
