@@ -209,7 +209,7 @@ def cluster(self:ClusterCallback):
 @patch
 def forget(self:ClusterCallback):
     "Drop all that was made from the network or from the images: teacher, centroids, readout"
-    self.mu, self.mu_eval, self.snapshot, self.heads, self.made, self.steps = None, None, None, [], None, 0
+    self.mu, self.mu_eval, self.snapshot, self.heads, self.made, self.moved, self.steps = None, None, None, [], None, False, 0
 
 @patch
 def check(self:ClusterCallback):

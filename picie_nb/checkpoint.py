@@ -114,7 +114,7 @@ def _set_state(learn, arrays, js):
         heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev)
     cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)]) for _, o in sorted(heads.items())]
     cb.mu, cb.mu_eval = cb.heads[0][0] if cb.heads else None, arrays["mu_eval"].to(dev) if "mu_eval" in arrays else None
-    cb.read_at, cb.steps = js.get("read_at", cb.read_at), js.get("steps", 0)
+    cb.read_at, cb.steps, cb.moved = js.get("read_at", cb.read_at), js.get("steps", 0), False
     learn.epoch_rows.rows, r = js["rows"], js["recorder"]
     rec.values, rec.iters, rec.lrs, rec.losses = [L(o) for o in r["values"]], r["iters"], r["lrs"], list(arrays["losses"].float())
     rec.smooth_loss.count, rec.smooth_loss.val = r["count"], arrays["smooth_loss"].to(rec.smooth_loss.val)

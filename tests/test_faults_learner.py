@@ -1,5 +1,6 @@
 "What goes on with a plausible wrong answer in a learner: scores without masks, yesterday's teacher, a lost size, layers that thaw"
 import numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import RandomSplitter
@@ -347,3 +348,16 @@ def test_learning_rates_of_other_schedules(make, how, lr):
     l = make()
     getattr(l, how)(1, lr)
     assert l.history()[-1]["within"] > 0
+
+
+def test_a_finished_training_is_averaged_once(pretrained, tmp_path):
+    "... even if another one was cut off before it is resumed"
+    class Stop(Callback):
+        order = 90
+        def after_batch(self): raise KeyboardInterrupt
+    l = pretrained(picie_dls(photos(tmp_path/"photos"), size=32, bs=4, oversample=1))
+    l.fit(1, checkpoint=tmp_path/"run")
+    want = {k: v.clone() for k, v in l.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt): l.fit(1, cbs=Stop())
+    l.fit(1, checkpoint=tmp_path/"run", resume=True)
+    assert all(torch.equal(v, want[k]) for k, v in l.model.state_dict().items())
