@@ -7,12 +7,12 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from picie_nb import callback
-from picie_nb.health import ClusterHealth
+from picie_nb.training.health import ClusterHealth
 from picie_nb.learner import picie_learner
-from picie_nb.scenes import ToyScenes
+from picie_nb.data.scenes import ToyScenes
 
 N_TRAIN, N_VALID, BATCH = 37, 11, 12 # neither number of images can be divided by 2 or 3
-STILL = dict(p_jitter=0, p_blur=0, p_grey=0, p_hflip=0, min_scale=1., draws=1) # no chance, to compare numbers
+STILL = dict(p_jitter=0, p_blur=0, p_grey=0, p_hflip=0, min_scale=1., n_draws=1) # no chance, to compare numbers
 
 class Watch(Callback):
     "Keep what must be equal in all processes, or for all numbers of processes"

@@ -2,8 +2,8 @@
 import numpy as np, pytest, torch
 from scipy.ndimage import distance_transform_cdt
 from sklearn.metrics import mutual_info_score
-from picie_nb.borders import BoundaryF, PositionShare, boundary, rim_share, shift_test
-from picie_nb.scenes import ToyScenes
+from picie_nb.evaluate.borders import BoundaryF, PositionShare, boundary, rim_share, shift_test
+from picie_nb.data.scenes import ToyScenes
 
 
 def maps(seed, shape=(3, 40, 52), k=4, void=True):
@@ -89,7 +89,7 @@ def test_shift_test_moves_what_it_says():
 
 def test_evaluations_measure_borders_and_position(tmp_path):
     "Folders, arrays and the learner's measures give the same; clusters that first occur late are counted too"
-    from picie_nb.evaluation import evaluate, evaluate_folders
+    from picie_nb.evaluate.report import evaluate, evaluate_folders
     from PIL import Image
     y = ToyScenes(n=4, size=48, seed=1).batch(range(4))[1]
     p = torch.cat([y[:2]//2, y[2:].roll(3, 1)])

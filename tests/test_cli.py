@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import ROOT
-from picie_nb.data import ToyScenes
+from picie_nb.data.folders import ToyScenes
 
 SMALL = ["--no-pretrained", "--clusters", "8", "--epochs", "1", "--size", "32", "--bs", "4", "--draws", "2"]
 

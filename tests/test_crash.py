@@ -11,9 +11,9 @@ import json, os, random, signal, sys, time, warnings; warnings.simplefilter("ign
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
-from picie_nb import checkpoint
+from picie_nb.training import checkpoint
 from picie_nb.learner import picie_learner
-from picie_nb.scenes import ToyScenes
+from picie_nb.data.scenes import ToyScenes
 folder, scenes = Path(sys.argv[1]), ToyScenes(n=16, size=32, seed=0)
 
 def train(run, n=4, **kw):
@@ -119,9 +119,9 @@ def test_disk_full(tmp_path):
 def test_read_only(tmp_path, monkeypatch):
     "A folder that cannot be written to, or that turns read-only during a training: one sentence, and what was there stays"
     import errno
-    from picie_nb import checkpoint
+    from picie_nb.training import checkpoint
     from picie_nb.learner import picie_learner
-    from picie_nb.scenes import ToyScenes
+    from picie_nb.data.scenes import ToyScenes
     def train(n=2, **kw):
         learn = picie_learner(ToyScenes(n=12, size=32, seed=0).dls(bs=4, valid=.25, seed=0), "test_efficientnet", 4, pretrained=False)
         with learn.no_bar(), learn.no_logging(): learn.fit(n, checkpoint=tmp_path/"run", **kw)

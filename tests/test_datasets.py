@@ -4,9 +4,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from PIL import Image
-from picie_nb.datasets import (CITYSCAPES_SPLITS, camvid, check_dataset, cityscapes, cocostuff, curate, folders,
+from picie_nb.data.catalog import (CITYSCAPES_SPLITS, camvid, check_dataset, cityscapes, cocostuff, curate, folders,
                                open_dataset, pascal, read_list)
-from picie_nb.labels import LABELSETS, LabelSet, label_set
+from picie_nb.data.labels import LABELSETS, LabelSet, label_set
 
 SIZES = dict(camvid11=11, cityscapes19=19, cityscapes27=27, cocostuff12=12, cocostuff15=15, cocostuff171=171, cocostuff27=27,
              pascal21=21, toyscenes=8)

@@ -19,7 +19,7 @@ for name, changes in json.loads(sys.argv[1]).items():
     res[name] = [bits.hexdigest(), str(learn.history()), str(learn.score(2))]
 print(json.dumps(res))
 """
-VARIANTS = dict(improved={}, official=dict(preset="official", init_images=8, update_images=4, backbone_lr=.5), paper=dict(preset="paper"), teacher=dict(ema=.9, confident=.7))
+VARIANTS = dict(improved={}, official=dict(preset="official", init_images=8, update_images=4, backbone_lr=.5), paper=dict(preset="paper"))
 
 def run(folder, seed, hashseed):
     folder.mkdir()

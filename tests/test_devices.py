@@ -6,7 +6,7 @@ from picie_nb.all import *
 
 VARIANTS = dict(improved={}, official=dict(preset="official", init_images=4, update_images=4), paper=dict(preset="paper"),
                 mdc=dict(mdc=True, overcluster=1), aux=dict(aux_clusters=8, balance="inverse"),
-                teacher=dict(ema=.9, sinkhorn=.1, carry=True, confident=.7), current=dict(labels="current", init="k-means++", n_init=2))
+                current=dict(labels="current", init="k-means++", n_init=2))
 
 def test_the_device_is_strict():
     with elsewhere():
@@ -25,7 +25,7 @@ def train(there, **changes):
     with learn.no_bar(), learn.no_logging():
         learn.fit(2)
         learn.cluster.fit_readout()
-        return learn, learn.score(2).miou, learn.label_free(2)
+        return learn, learn.score(2).miou
 
 @pytest.mark.filterwarnings("ignore:fixed_views")
 @pytest.mark.parametrize("name", VARIANTS)
@@ -41,11 +41,11 @@ def test_pieces():
     with elsewhere():
         x, net = far(torch.rand(2, 3, 32, 32)), far(PiCIENet(create_backbone("test_efficientnet", pretrained=False), 16).eval())
         pca_init_(net, [x])
-        z, y = flipped(net, x), far(torch.randint(3, (2, 32, 32)))
+        z, y = torch.nn.functional.normalize(net(x), dim=1), far(torch.randint(3, (2, 32, 32)))
         r = kmeans(z.movedim(1, -1).flatten(0, 2), 4, engine="torch", init="k-means++")
         s = torch.nn.functional.interpolate(scores(z, r.centroids), (32, 32))
         assert isinstance(r.centroids, Far) and isinstance(s, Far)
-        for o in (refine(s.softmax(1), x), upsampled_argmax(scores(z, r.centroids), (32, 32)), sinkhorn(s.movedim(1, -1).flatten(0, 2)), surest(s, .5)): assert isinstance(o, Far)
+        for o in (refine(s.softmax(1), x), upsampled_argmax(scores(z, r.centroids), (32, 32))): assert isinstance(o, Far)
         assert ConfusionMatrix(4, 3).update(s.argmax(1), y).mat.sum() == 2*32*32
         mu, n = merge_clusters(r.centroids, r.counts, cut_tree(merge_tree(r.centroids, r.counts), 2))
         assert isinstance(mu, Far)

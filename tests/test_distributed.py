@@ -37,7 +37,7 @@ def test_many_train_as_one_does(tmp_path):
 
 VARIANTS = dict(improved={}, official=dict(preset="official", init_images=12, update_images=8), paper=dict(preset="paper"),
                 mdc=dict(mdc=True, overcluster=1), aux=dict(aux_clusters=8, balance="inverse"),
-                teacher=dict(ema=.9, sinkhorn=.05, carry=True, confident=.7, epochs=2), sample=dict(n_pixels=20, n_images=5),
+                sample=dict(n_pixels=20, n_images=5),
                 accumulate=dict(acc=24))
 
 def test_variants(tmp_path):
@@ -86,7 +86,7 @@ def test_a_killed_process(tmp_path):
 
 def test_the_command(tmp_path):
     "`picie-train` in two processes: one table, one segmenter, one line for a mistake"
-    from picie_nb.scenes import ToyScenes
+    from picie_nb.data.scenes import ToyScenes
     ToyScenes(n=10, size=32, seed=0).save(tmp_path/"photos")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     def run(*args):

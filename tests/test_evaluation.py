@@ -4,9 +4,9 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from sklearn import metrics as sk
-from picie_nb.evaluation import Evaluation, ari, compare, evaluate, evaluate_folders, nmi, _centre_square
-from picie_nb.labels import LABELSETS, LabelSet, label_set
-from picie_nb.protocols import PROTOCOLS, ScoreTable
+from picie_nb.evaluate.report import Evaluation, ari, compare, evaluate, evaluate_folders, nmi, _centre_square
+from picie_nb.data.labels import LABELSETS, LabelSet, label_set
+from picie_nb.evaluate.protocols import PROTOCOLS, ScoreTable
 
 
 def random_case(seed, K, C, n=5, size=(9, 13), void=.1):
@@ -199,7 +199,7 @@ def test_an_ignore_value_below_zero():
 
 @pytest.fixture(scope="module")
 def toy():
-    from picie_nb.data import ToyScenes
+    from picie_nb.data.folders import ToyScenes
     scenes = ToyScenes(n=16, size=48, seed=0)
     return scenes.labels, [scenes.batch(range(8))], [scenes.batch(range(8, 16))]
 
@@ -207,7 +207,7 @@ def toy():
 def test_probes_leave_the_network_alone(toy):
     from picie_nb.backbone import create_backbone
     from picie_nb.fpn import PiCIENet
-    from picie_nb.probes import knn_probe, linear_probe
+    from picie_nb.evaluate.probes import knn_probe, linear_probe
     labels, train, valid = toy
     torch.manual_seed(0)
     net = PiCIENet(create_backbone("resnet18", pretrained=False), 16).train()
@@ -221,8 +221,8 @@ def test_probes_leave_the_network_alone(toy):
 
 
 def test_probes_take_fastai_batches(toy, tmp_path):
-    from picie_nb.data import ToyScenes, picie_dls
-    from picie_nb.probes import linear_probe
+    from picie_nb.data.folders import ToyScenes, picie_dls
+    from picie_nb.evaluate.probes import linear_probe
     labels, _, valid = toy
     path = ToyScenes(n=6, size=48, seed=1).save(tmp_path)
     dls = picie_dls(path/"images", size=48, bs=4, valid=path/"images", masks=path/"masks", labels=labels)
@@ -232,7 +232,7 @@ def test_probes_take_fastai_batches(toy, tmp_path):
 
 def test_probe_ignores_void(toy):
     "Void training pixels teach nothing, void validation pixels do not count"
-    from picie_nb.probes import linear_probe
+    from picie_nb.evaluate.probes import linear_probe
     _, train, valid = toy
     net = lambda x: x
     left = torch.arange(48).expand(8, 48, 48) < 24

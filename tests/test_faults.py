@@ -5,11 +5,11 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from picie_nb.cli import picie_check, picie_evaluate, picie_gallery, picie_segment, picie_train
-from picie_nb.data import image_files, picie_dls, readable
+from picie_nb.data.folders import image_files, picie_dls, readable
 from picie_nb.fpn import PiCIENet
 from picie_nb.backbone import create_backbone
 from picie_nb.learner import picie_learner
-from picie_nb.scenes import ToyScenes
+from picie_nb.data.scenes import ToyScenes
 from picie_nb.segmenter import Segmenter
 
 NET = dict(backbone="test_efficientnet", pretrained=False)

@@ -6,10 +6,10 @@ import pytest, torch
 from PIL import Image
 from picie_nb.backbone import create_backbone
 from picie_nb.cli import picie_demo, picie_evaluate, picie_gallery, picie_segment, picie_train, _names
-from picie_nb.data import image_files, open_image, picie_dls, readable
+from picie_nb.data.folders import image_files, open_image, picie_dls, readable
 from picie_nb.fpn import PiCIENet
-from picie_nb.gallery import cluster_gallery, contact_sheet, similar
-from picie_nb.scenes import ToyScenes
+from picie_nb.use.gallery import cluster_gallery, contact_sheet, similar
+from picie_nb.data.scenes import ToyScenes
 from picie_nb.segmenter import Segmenter
 
 SCENES = ToyScenes(n=8, size=48, seed=0)
@@ -109,11 +109,11 @@ def test_ranges_of_batches(segmenter):
 
 def test_widgets_and_onnx(segmenter, tmp_path):
     "The other two doors take the same forms, and refuse the same"
-    w = pytest.importorskip("picie_nb.widgets")
+    w = pytest.importorskip("picie_nb.use.widgets")
     for o in (X, X/255, RGB/255, RGB.astype(np.uint16)*257, X[None]): assert np.array_equal(w._picture(o, 99), RGB)
     with pytest.raises(ValueError, match="cannot be shown.*divide by 255"): w.view_pictures(X.float())
     pytest.importorskip("onnxruntime"); pytest.importorskip("onnxscript")
-    from picie_nb.segmenter import OnnxSegmenter
+    from picie_nb.use.deploy import OnnxSegmenter
     run = OnnxSegmenter(segmenter.to_onnx(tmp_path/"m.onnx"))
     right = run(PHOTO).clusters
     for o in (X, X/255, RGB/255, RGB.astype(np.uint16)*257, X[None], np.dstack([RGB, OPAQUE])): assert np.array_equal(run(o).clusters, right)
@@ -426,7 +426,7 @@ def test_large_photo_in_tiles(segmenter):
 
 def test_few_large_photos_are_read_ahead(segmenter, monkeypatch):
     "As many as have so many pixels together, whatever the size of the batch"
-    import picie_nb.segmenter as made
+    import picie_nb.use.stream as made
     monkeypatch.setattr(made, "_open", lambda f, g: g(Image.new("1", (10_000, 9000))))
     stream = segmenter.stream([Path("x")]*20, bs=8, progress=False)
     assert [len(list(stream._few(iter(enumerate(stream.images)), n))) for n in (2, 16)] == [2, 3]

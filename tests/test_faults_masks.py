@@ -5,13 +5,13 @@ import numpy as np
 import pytest, torch
 from PIL import Image, ImageDraw
 from picie_nb.cli import picie_check, picie_evaluate, picie_train
-from picie_nb.data import ToyScenes, _fitted, _open_mask, match_masks, picie_dls
-from picie_nb.datasets import check_dataset, folders, open_dataset, read_list
-from picie_nb.evaluation import evaluate, evaluate_folders
-from picie_nb.labels import CAMVID11, LABELSETS, LabelSet, label_set
+from picie_nb.data.folders import ToyScenes, _fitted, _open_mask, match_masks, picie_dls
+from picie_nb.data.catalog import check_dataset, folders, open_dataset, read_list
+from picie_nb.evaluate.report import evaluate, evaluate_folders
+from picie_nb.data.labels import CAMVID11, LABELSETS, LabelSet, label_set
 from picie_nb.learner import picie_learner
-from picie_nb.metrics import ConfusionMatrix, HungarianMetric, score
-from picie_nb.protocols import per_image_score
+from picie_nb.evaluate.metrics import ConfusionMatrix, HungarianMetric, score
+from picie_nb.evaluate.protocols import per_image_score
 
 PAIR = ["background", "object"]
 HALF = np.arange(24)[:, None]//12+np.zeros((24, 32), int) # 0 above, 1 below
@@ -187,7 +187,7 @@ def test_score_counts_classes_and_void():
     assert s.n_true == 2 and "3 of 3 classes, of which 2 occur" in repr(s) and s.ignored is None
     assert (cm([[0, 255]], 2)+cm([[255, 255]], 2)).ignored == 3 and cm([[0, 255]], 2).reset().ignored == 0
     mats, void = torch.tensor([[[2, 0], [0, 2]]]), torch.tensor([6])
-    from picie_nb.evaluation import Evaluation
+    from picie_nb.evaluate.report import Evaluation
     assert told(lambda: Evaluation(mats, ignored=void).score())[0].ignored == .6
 
 

@@ -8,11 +8,12 @@ from PIL import Image
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, VGG11_Weights
 from picie_nb.backbone import Pyramid, TimmPyramid, create_backbone, freeze_
-from picie_nb.data import image_files, picie_dls
+from picie_nb.data.folders import image_files, picie_dls
 from picie_nb.fpn import PiCIENet
 from picie_nb.learner import picie_learner
-from picie_nb.scenes import ToyScenes
-from picie_nb.segmenter import OnnxSegmenter, Segmenter
+from picie_nb.data.scenes import ToyScenes
+from picie_nb.segmenter import Segmenter
+from picie_nb.use.deploy import OnnxSegmenter
 
 
 def means(x): return [F.avg_pool2d(x, s, ceil_mode=True) for s in (4, 8, 16, 32)]
@@ -254,7 +255,8 @@ def test_resized_as_by_pillow():
     "What enters the exported network is what enters the network: whole grey levels, of which a few, halfway between two levels, are off by one or two"
     onnxruntime = pytest.importorskip("onnxruntime")
     from onnx import helper, TensorProto
-    from picie_nb.segmenter import _Ops, _before, _tensor
+    from picie_nb.segmenter import _tensor
+    from picie_nb.use.deploy import _Ops, _before
     for size, (w, h) in ((64, (331, 297)), (64, (40, 51)), (64, (640, 70)), (64, (96, 64)), (30, (57, 41)), (224, (300, 230)), (50, (125, 100))):
         g = helper.make_graph([], "g", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, "h", "w"])],
                               [helper.make_tensor_value_info("resized", TensorProto.FLOAT, [1, 3, "H", "W"])])

@@ -20,7 +20,7 @@ def test_runs(nb):
 
 
 def test_pages_are_unique():
-    "nbdev drops the number of a notebook's name: 20_data and 30_data would be the same page"
+    "nbdev drops the number of a notebook's name: 03_start and 04_start would be the same page"
     pages = collections.Counter((p.parent, re.sub(r"^\d+[a-z]?_", "", p.stem)) for p in NBS)
     assert [s for s, n in pages.items() if n > 1] == []
 
@@ -68,7 +68,7 @@ def test_directives_are_yaml(nb):
             if l.startswith("#| fig-alt"): assert ": " not in l.partition(": ")[2], l
 
 
-LESSONS = [p for p in NBS if p.stem != "index"]
+LESSONS = [p for p in NBS if re.match(r"\d\d_", p.stem)] # the course; other pages are for reference
 lesson = pytest.mark.parametrize("nb", LESSONS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
 
 @lesson
@@ -84,17 +84,35 @@ def test_ends_in_exercises(nb):
     assert sorted(set(told)) == ["1", "2", "3"]
 
 
-def reading_order(): return re.findall(r"([\w/]+)\.ipynb", (ROOT/"nbs/_quarto.yml").read_text(encoding="utf-8").partition("contents:")[2])
+def test_the_course():
+    "Numbered from 1, at most thirteen lessons, and nothing else is numbered"
+    names = sorted(p.stem for p in LESSONS)
+    assert [int(n[:2]) for n in names] == list(range(1, len(names)+1)) and len(names) <= 13
+    assert {p.parent for p in LESSONS} == {ROOT/"nbs"}
 
-def test_reading_order_is_complete():
-    assert sorted(reading_order()) == sorted(str(p.relative_to(ROOT/"nbs").with_suffix("")) for p in NBS)
 
-@pytest.mark.parametrize("i", range(2, len(reading_order())), ids=lambda i: reading_order()[i])
-def test_says_what_comes_before_and_next(i):
+def words(nb): return sum(len(source(c).split()) for c in cells(nb, "markdown"))
+
+def reading_order(): return re.findall(r"([\w/]+)\.ipynb", (ROOT/"nbs/_quarto.yml").read_text(encoding="utf-8").partition("sidebar:")[2])
+
+def test_sidebar_is_complete():
+    "Each page once; lessons in their order"
     order = reading_order()
-    text = "\n".join(map(source, cells(ROOT/"nbs"/f"{order[i]}.ipynb", "markdown")))
-    missing = [o for o in (order[i-1], *order[i+1:i+2]) if o.split("/")[-1] not in text]
-    assert missing == []
+    assert sorted(order) == sorted(str(p.relative_to(ROOT/"nbs").with_suffix("")) for p in NBS)
+    assert (course := [o for o in order if re.match(r"\d\d_", o)]) == sorted(course)
+
+@lesson
+def test_says_what_comes_next(nb):
+    names = sorted(p.name for p in LESSONS)
+    if (i := names.index(nb.name)+1) == len(names): return
+    assert f"({names[i]})" in "\n".join(map(source, cells(nb, "markdown"))), f"no link to {names[i]}"
+
+@every
+def test_pages_are_mentioned_by_links(nb):
+    "No page is mentioned by the name of its file alone, and links lead to pages"
+    text = "\n".join(map(source, cells(nb, "markdown")))
+    assert re.findall(r"`\d\d_\w+`", text) == []
+    for target in re.findall(r"\]\((?!https?:)([\w./-]+\.ipynb)", text): assert (nb.parent/target).is_file(), target
 
 
 @every
@@ -108,7 +126,7 @@ def test_colours_of_lines_are_apart():
     import numpy as np
     from matplotlib import style
     from matplotlib.colors import to_rgb
-    from picie_nb.labels import _looks
+    from picie_nb.data.labels import _looks
     style.use("default")
     with style.context("picie_nb.figures"):
         from matplotlib import rcParams

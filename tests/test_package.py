@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = [["labels", "transforms", "backbone", "clustering", "refine"], ["losses", "scenes", "merging"], ["data", "metrics", "fpn"], ["distributed", "segmenter", "protocols", "datasets", "selection"], ["callback", "borders"], ["variants", "teachers", "checkpoint", "health", "evaluation", "gallery"], ["probes", "widgets"], ["learner"], ["cli"]]
-WITHOUT_FASTAI = ["labels", "transforms", "backbone", "clustering", "merging", "refine", "losses", "scenes", "data", "datasets", "metrics", "protocols", "evaluation", "probes", "selection", "borders", "fpn", "segmenter", "gallery", "widgets"]
+# floors of the house, from the ground: a module imports from floors below its own only
+LAYERS = [["data.labels", "transforms", "backbone", "clustering"], ["data.scenes", "regions", "losses", "fpn", "training.distributed"],
+          ["data.folders", "evaluate.metrics"], ["data.catalog", "evaluate.borders", "evaluate.protocols"], ["evaluate.report", "segmenter", "training.checkpoint"],
+          ["evaluate.probes", "use.stream", "use.tree", "use.deploy", "callback", "training.health"], ["use.gallery", "published"], ["use.widgets", "learner"], ["cli"]]
+WITH_FASTAI = ["training.distributed", "training.checkpoint", "training.health", "callback", "published", "learner", "cli"]
+WITHOUT_FASTAI = [m for ms in LAYERS for m in ms if m not in WITH_FASTAI]
 
 
 def python(code, *args, **kw):
@@ -56,7 +60,7 @@ def test_requirements_suffice():
     have = brought(_name(o) for o in cfg["DEFAULT"]["requirements"].splitlines() if o.strip())
     blocked = [m for m, ds in packages_distributions().items() if not {_name(d) for d in ds} & (have | {"picie-nb"})]
     assert {"onnx", "nbdev", "hypothesis"} <= set(blocked) and not {"accelerate", "torch", "sklearn"} & set(blocked)
-    res = python(f"import sys; sys.modules.update(dict.fromkeys({blocked})); import picie_nb.all, picie_nb.distributed, picie_nb.cli", cwd=ROOT)
+    res = python(f"import sys; sys.modules.update(dict.fromkeys({blocked})); import picie_nb.all, picie_nb.training.distributed, picie_nb.cli", cwd=ROOT)
     assert res.returncode == 0, res.stderr
 
 
@@ -112,23 +116,33 @@ def test_imports_without_fastai(module):
     assert res.returncode == 0, res.stderr
 
 
-@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if m not in ("metrics", "protocols", "evaluation", "probes", "selection", "borders")])
+@pytest.mark.parametrize("module", [m for m in WITHOUT_FASTAI if not m.startswith("evaluate.")])
 def test_does_not_load_fastai(module):
     "Even where fastai is installed, the lower modules do not pay for it"
     res = python(f"import sys, picie_nb.{module}; print([m for m in sys.modules if m.split('.')[0] == 'fastai'])")
     assert res.stdout.strip() == "[]", res.stdout+res.stderr
 
 
+def module_file(m): return ROOT/"picie_nb"/(m.replace(".", "/")+".py")
+
+def imported(m):
+    "Modules of the package that this one imports, at its top or inside its functions"
+    home = ["picie_nb", *m.split(".")[:-1]]
+    for n in ast.walk(ast.parse(module_file(m).read_text())):
+        if isinstance(n, ast.Import): names = [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom):
+            base = [*home[:len(home)-n.level+1]] if n.level else []
+            base += (n.module or "").split(".") if n.module else []
+            names = [".".join(base), *(".".join([*base, a.name]) for a in n.names)]
+        else: continue
+        yield from (o for name in names if (o := name.removeprefix("picie_nb.")) != name and module_file(o).is_file())
+
 def test_imports_go_down():
     level = {m: i for i, ms in enumerate(LAYERS) for m in ms}
-    wrong, seen = [], set()
-    for m in level:
-        for n in ast.walk(ast.parse((ROOT/f"picie_nb/{m}.py").read_text())):
-            if isinstance(n, ast.ImportFrom) and (n.level == 1 or (n.module or "").startswith("picie_nb.")):
-                other = n.module.removeprefix("picie_nb.").split(".")[0]
-                seen.add((m, other))
-                if level[other] >= level[m]: wrong.append(f"{m} imports {other}")
-    assert wrong == [] and len(seen) > 20
+    assert sorted(level) == sorted(str(f.relative_to(ROOT/"picie_nb").with_suffix("")).replace("/", ".") for f in (ROOT/"picie_nb").rglob("*.py")
+                                   if f.name not in ("__init__.py", "_modidx.py", "all.py"))
+    pairs = {(m, o) for m in level for o in imported(m)}
+    assert [f"{m} imports {o}" for m, o in sorted(pairs) if level[o] >= level[m]] == [] and len(pairs) > 60
 
 
 def test_settings_have_one_home():

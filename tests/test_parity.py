@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from picie_nb.clustering import MiniBatchKMeans, assign, kmeans, scores
 from picie_nb.fpn import FPN
 from picie_nb.losses import PiCIELoss, balance_weights, cluster_loss
-from picie_nb.metrics import ConfusionMatrix, score
+from picie_nb.evaluate.metrics import ConfusionMatrix, score
 from picie_nb.transforms import Geometric, GeometricParams
 
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from fastai.torch_core import set_seed
 from fastai.vision.all import DataLoader, DataLoaders
 from picie_nb.clustering import MiniBatchKMeans, assign, scores
-from picie_nb.data import ToyScenes
+from picie_nb.data.folders import ToyScenes
 from picie_nb.fpn import FPN
 from picie_nb.learner import picie_config, picie_learner
 from picie_nb.losses import PiCIELoss, aux_weights, balance_weights, cluster_loss
-from picie_nb.metrics import ConfusionMatrix, score
+from picie_nb.evaluate.metrics import ConfusionMatrix, score
 from picie_nb.transforms import Geometric, GeometricParams, Photometric
 
 T = torch.tensor
@@ -127,7 +127,7 @@ def test_auxiliary_weights():
 def test_official_preset():
     "What the published scripts set, field by field"
     c = asdict(picie_config("official"))
-    expected = dict(pca_init=False, brightness=.3, contrast=.3, saturation=.3, hue=.1, p_jitter=.8, one_coin=False, p_grey=0., p_blur=.5,
+    expected = dict(pca_init=False, colour=1., p_jitter=.8, one_coin=False, p_grey=0., p_blur=.5,
         sigma=(-1.8, .1), min_scale=.5, p_hflip=.5, rounded=True, fixed_views=True, colours_first=True, plain_crop=False, spherical=False, metric="euclidean",
         labels="snapshot", n_pixels=None, n_images=None, init_images=5120, update_images=256, n_iter=20, init="random", n_init=1,
         cluster_batchnorm="train", centroids="epoch", logits="dot", tau=1., within=1., cross=1., batchnorm="train", balance="proportional",

@@ -3,9 +3,9 @@ import copy, json, math
 from dataclasses import fields, replace
 import numpy as np
 import pytest, torch
-from picie_nb.labels import LABELSETS, LabelSet, label_set
-from picie_nb.metrics import ConfusionMatrix, confusion, score
-from picie_nb.protocols import PROTOCOLS, Protocol, ScoreTable, group_scores, per_image_score, protocol
+from picie_nb.data.labels import LABELSETS, LabelSet, label_set
+from picie_nb.evaluate.metrics import ConfusionMatrix, confusion, score
+from picie_nb.evaluate.protocols import PROTOCOLS, Protocol, ScoreTable, group_scores, per_image_score, protocol
 
 SEEDS = range(25)
 NAMES = ["picie-coco27-320", "picie-city27-320-strict", "picie-city27-320-val", "stego-coco27-320", "stego-city27-320",
@@ -219,7 +219,7 @@ def test_dictionaries_of_plain_scores_work():
 
 
 def test_mean_and_spread():
-    from picie_nb.learner import Scores
+    from picie_nb.evaluate.report import Scores
     draws = Scores([some(i) for i in range(4)])
     r = ScoreTable().add("a", draws).rows[0]
     close([r["acc"], r["miou"], r["std"]["acc"], r["std"]["miou"]], [draws.acc, draws.miou, draws.std["acc"], draws.std["miou"]])

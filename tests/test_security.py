@@ -5,13 +5,14 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from conftest import ROOT
-from picie_nb import checkpoint
+from picie_nb.training import checkpoint
 from picie_nb.backbone import create_backbone, load_weights
 from picie_nb.cli import picie_export, picie_gallery, picie_segment
 from picie_nb.fpn import PiCIENet
-from picie_nb.labels import LabelSet
-from picie_nb.scenes import ToyScenes
-from picie_nb.segmenter import OnnxSegmenter, Segmenter
+from picie_nb.data.labels import LabelSet
+from picie_nb.data.scenes import ToyScenes
+from picie_nb.segmenter import Segmenter
+from picie_nb.use.deploy import OnnxSegmenter
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -103,6 +104,20 @@ except ValueError as e: print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
     res = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path/"big.safetensors")], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     mb, why = res.stdout.split(" ", 1)
     assert int(mb) < 500 and "do not fit the backbone" in why, res.stdout+res.stderr
+
+
+def test_files_of_earlier_versions(segmenter, tmp_path):
+    "They load as they are; what is gone is told, and what cannot be done without it is refused"
+    arrays = {**{f"net.{k}": v.contiguous() for k, v in segmenter.net.state_dict().items()}, "centroids": segmenter.centroids}
+    def file(**old):
+        h = {k: v for k, v in segmenter.header().items() if k not in ("refine", "groups", "tile")}
+        save_file(arrays, tmp_path/"old.safetensors", metadata={"picie_nb": json.dumps({**h, **old})})
+        return tmp_path/"old.safetensors"
+    x = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    plain = segmenter._with(refine=0)(x).clusters
+    assert (Segmenter.load(file()) (x).clusters == plain).all() and (Segmenter.load(file(residual=False, flip=False))(x).clusters == plain).all()
+    with pytest.warns(UserWarning, match="flip=True, which is gone"): assert (Segmenter.load(file(flip=True))(x).clusters == plain).all()
+    with pytest.raises(ValueError, match="old.safetensors holds a network with residual=True"): Segmenter.load(file(residual=True))
 
 
 hypothesis = pytest.importorskip("hypothesis")
