@@ -35,7 +35,7 @@ sync: .venv/.dev ## notebooks -> package and README; clean the notebooks
 	nbdev-clean
 	python tools/readme.py
 
-new-notebook: .venv/.dev ## begin one: make new-notebook NAME=43_distances TITLE="Distances" SUBTITLE="How far is far"
+new-notebook: .venv/.dev ## begin one: make new-notebook NAME=use/distances TITLE="Distances" SUBTITLE="How far is far"
 	python tools/new_notebook.py "$(NAME)" "$(TITLE)" "$(SUBTITLE)"
 
 docs: .venv/.dev ## build the documentation site into _docs/

@@ -5,23 +5,25 @@
     python bench/study.py start improved --data ~/cocostuff # any data set whose layout is known
     python bench/study.py improved official --test          # score the test images too, with the networks that were trained
     python bench/study.py start improved --data camvid msrc21 dubai wbc toy # several domains, which decide together
+    python bench/study.py start improved --data ~/mine --backbone resnet50 # another backbone, by its name, downloaded or with --weights FILE
     python bench/study.py --table                           # what has been measured: a line for each recipe, data set and size
 
 `val`: labelled images whose masks training has never seen, scored as the model is used; `val_raw`: the same without refinement. CamVid's test images are for
 the table that is reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
-whose test images stand in for val; DINOV2 the weights of vit_small_patch14_dinov2. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
+whose test images stand in for val. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
 """
 import argparse, json, os, random, tempfile, time, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore")
 import numpy as np, torch
+from PIL import Image
 from fastai.callback.core import Callback
 from picie_nb.all import *
 from picie_nb.backbone import efficientnet_lite0_weights
 
 HERE = Path(__file__).resolve().parent
-DINOV2 = os.environ.get("DINOV2", str(HERE.parent.parent/"shared/weights/vit_small_patch14_dinov2.fp16.safetensors"))
+LITE0 = "tf_efficientnet_lite0"
 CAMVID = Path(os.environ.get("CAMVID", HERE.parent.parent/"shared/data/camvid"))
 DOMAINS = Path(os.environ.get("DOMAINS", HERE.parent.parent/"shared/data/domains"))
 ROWS = dict(
@@ -34,8 +36,6 @@ ROWS = dict(
     no_average=dict(average=1.), average7=dict(average=.7), snapshot=dict(labels="snapshot", average=1.), full_views=dict(view_scale=1.), small_views=dict(view_scale=.5),
     k2=dict(overcluster=2.5), k9=dict(overcluster=9), slow=dict(lr=3e-4), long=dict(epochs=12), zoom=dict(min_scale=.25),
     all_learn=dict(freeze=0), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100),
-    # a vision transformer: the raw tokens, and the recipe on top of them
-    vit_start=dict(epochs=0, backbone="vit_small_patch14_dinov2"), vit=dict(backbone="vit_small_patch14_dinov2", freeze=14),
 )
 
 
@@ -90,17 +90,18 @@ def watch(learn):
     return res
 
 
-def path(data, row, seed, size): return HERE/"study"/f"{Path(data).name}-{row}{'' if size == 160 else f'_{size}px'}-{seed}.json"
+def path(data, row, seed, size, backbone=LITE0):
+    return HERE/"study"/f"{Path(data).name}-{row}{'' if backbone == LITE0 else f'-{backbone}'}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
-def run(data, row, seed, epochs, size, test, look):
+def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None):
     "Train one row with one seed, unless that is done, and score it"
     kw = dict(ROWS[row])
-    out = path(data, row, seed, size)
+    out = path(data, row, seed, size, backbone)
     res = json.loads(out.read_text()) if out.exists() else {}
     if res and ("test" in res or not test): return
-    epochs, backbone, start, cpu = kw.pop("epochs", epochs), kw.pop("backbone", "tf_efficientnet_lite0"), time.perf_counter(), time.process_time()
-    weights = efficientnet_lite0_weights() if backbone == "tf_efficientnet_lite0" else DINOV2
+    epochs, start, cpu = kw.pop("epochs", epochs), time.perf_counter(), time.process_time()
+    if backbone == LITE0 and weights is None: weights = efficientnet_lite0_weights()
     seed_all(seed)
     learn = picie_learner(loaders(data, "val", seed, size, crop="center" if kw.get("preset") == "official" else "random"), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
     net, ds = out.with_suffix(".safetensors"), {}
@@ -127,13 +128,29 @@ def run(data, row, seed, epochs, size, test, look):
     print(f"{out.stem:24s}", "  ".join(f"{n} {100*res[n]['acc']:.1f}/{100*res[n]['miou']:.1f}" for n in ("val", "val_raw", "test") if n in res), f"{res['cpu_seconds']:.0f} cpu s", flush=True)
 
 
+def test_images(data, n=60):
+    "Up to `n` images that training has not seen, evenly spaced, their masks as arrays of classes, label set"
+    _, folder, masks, labels = source(data, "test" if data == "camvid" else "val")
+    files = image_files(folder)
+    files, of = files[::max(1, len(files)//n)], match_masks(files, folder, masks)
+    return files, [labels.map(Image.open(of[f])) for f in files], labels
+
+
+def painted(data, row, seed, size, files, truth, labels):
+    "Class of every pixel by Hungarian matching over these images, for each of them, with the network that was kept; -1: none"
+    seg = Segmenter.load(path(data, row, seed, size).with_suffix(".safetensors"))
+    found = [seg(f).clusters for f in files]
+    classes = evaluate(found, truth, labels=labels, n_clusters=len(labels)).classes()[0].numpy()
+    return [classes[o] for o in found]
+
+
 def table():
     "Means over seeds of all that has been measured on labelled images outside the test"
     groups = {}
     for f in sorted((HERE/"study").glob("*.json")):
         o = json.loads(f.read_text())
         for s in ("val", "val_raw", "test"):
-            if s in o: groups.setdefault((o["data"], o["row"], o["size"], s), []).append((o[s], o["cpu_seconds"]))
+            if s in o: groups.setdefault((o["data"], o["row"]+("" if o.get("backbone", LITE0) == LITE0 else f" {o['backbone']}"), o["size"], s), []).append((o[s], o["cpu_seconds"]))
     print(f"{'data':8s} {'row':14s} {'px':>4s} {'images':8s} seeds accuracy mIoU border position (truth) excess  cpu s")
     for (data, row, size, s), rs in groups.items():
         mean = lambda f: np.mean([f(o) for o, _ in rs])
@@ -150,6 +167,8 @@ def main():
     p.add_argument("--table", action="store_true", help="print what has been measured, and run nothing")
     p.add_argument("--epochs", type=int, default=6)
     p.add_argument("--size", type=int, default=320, help="short side of the images, in pixels")
+    p.add_argument("--backbone", default=LITE0, help="a torchvision ResNet or any timm model")
+    p.add_argument("--weights", help="file with its weights, instead of a download")
     p.add_argument("--watch", action="store_true", help="score every epoch by the masks of val")
     p.add_argument("--test", action="store_true", help="score the test images as well")
     a = p.parse_args()
@@ -160,7 +179,7 @@ def main():
         if r not in ROWS: p.error(f"no recipe {r!r}: there are {', '.join(ROWS)}")
     for seed in a.seeds:
         for data in a.data:
-            for row in a.rows or ROWS: run(data, row, seed, a.epochs, a.size, a.test, a.watch)
+            for row in a.rows or ROWS: run(data, row, seed, a.epochs, a.size, a.test, a.watch, a.backbone, a.weights)
 
 
 if __name__ == "__main__": main()

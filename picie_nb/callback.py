@@ -1,4 +1,4 @@
-"""One epoch of PiCIE on fastai's training loop: cluster, label, learn, score
+"""One epoch of PiCIE as a callback of fastai: cluster, label, learn, score
 
 Docs: https://picie-nb.github.io/picie_nb/callback.html.md"""
 
@@ -26,47 +26,81 @@ from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/09_callback.ipynb #2766a177
 class ClusterCallback(Callback):
-    "Train any `Learner` whose batches start with images by PiCIE: cluster, label, learn, score"
+    "Train any `Learner` whose batches start with images by PiCIE"
     order = 15 # after MixedPrecision has turned predictions into float32
     terms = ("within", "cross") # of the loss, for the progress table
     n_views = 2
     def __init__(self,
         n_clusters:int=27, # K
-        train_clusters:int=0, # clusters whose labels are learned, if more than K of the result; 0: K
-        aux_clusters:int=0, # clusters of a second, finer clustering that is trained along (+H); 0: none
+        train_clusters:int=0, # clusters whose labels are learned, if more than K; 0: K
+        aux_clusters:int=0, # clusters of a second, finer clustering (+H); 0: none
         photometric:Photometric=None, # P, default `Photometric()`
         geometric:Geometric=None, # G, default `Geometric()`
-        size:int=None, # side of the square network input, in pixels; None: as the batches come
-        labels:str="snapshot", # labels by the network as training began ("start"), as the epoch did ("snapshot"), or "current"
+        size:int=None, # side of the square input, in pixels; None: as the batches come
+        labels:str="snapshot", # of the network at the "start", the epoch's, "current"
         view_scale:float=1., # side of the views, relative to `size`
-        average:float=1., # share of the way from the start to the trained weights that is kept, less if there are few steps, see `settle`; less than 1 needs labels="start"
-        metric:str="euclidean", # how pixels find their centroid: "euclidean" or "cosine"
-        readout:str="dot", # scores of pixels against centroids outside training: "dot", "euclidean" or "cosine"
+        average:float=1., # share of the way from the start that is kept, see `settle`
+        metric:str="euclidean", # by which pixels find their centroid; or "cosine"
+        readout:str="dot", # the same in use: "dot", "euclidean" or "cosine"
         spherical:bool=False, # keep K-means centroids at unit length?
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
-        batchnorm:str="eval", # BatchNorm in training: running statistics ("eval") or those of the batch ("train")
+        batchnorm:str="eval", # running statistics in training, or the batch's ("train")
         n_pixels:int=400, # pixels sampled from each image for K-means; None: all
         n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
         n_init:int=1, # K-means restarts, the best is kept
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
-        merge_from:int=0, # the readout fits so many clusters and merges them to K; 0: it fits K
+        merge_from:int=0, # clusters that the readout fits and merges to K; 0: it fits K
         merge_power:float=.75, # how much size counts in merging, see `merge_tree`
-        n_draws:int=1, # runs of K-means for the readout after the last epoch, of which the most typical is kept
+        n_draws:int=1, # runs of K-means for the last readout; the most typical is kept
     ):
         store_attr()
-        self.photometric, self.geometric = photometric or Photometric(), geometric or Geometric()
-        self.mu, self.mu_eval, self.snapshot, self.heads, self.health, self.read_at, self.made = None, None, None, [], {}, None, None
-        self.moved, self.steps = False, 0 # have the weights moved since they were last averaged? Steps since the teacher was made
-        self.ks = [train_clusters or n_clusters]+([aux_clusters] if aux_clusters else [])
-        for k, ok in dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train")).items():
-            if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
-        if not (view_scale > 0 and 0 < average <= 1): raise ValueError(f"view_scale={view_scale}, average={average}: more than 0, average at most 1")
-        if average < 1 and labels != "start": raise ValueError(f"average={average} keeps a part of the start: use labels='start'")
+        self.photometric = photometric or Photometric()
+        self.geometric = geometric or Geometric()
+        self.health, self.read_at = {}, None
+        self.forget()
+        self.ks = [train_clusters or n_clusters,
+                   aux_clusters][:2 if aux_clusters else 1]
+        self._check_settings()
 
     @property
-    def team(self): return Team.of(getattr(self.learn, "model", None)) # of one, without a learner
+    def team(self):
+        return Team.of(getattr(self.learn, "model", None)) # of one, without a learner
+
+# %% ../nbs/09_callback.ipynb #643c2136
+@patch
+def _check_settings(self:ClusterCallback):
+    allowed = dict(labels=("start", "snapshot", "current"), batchnorm=("eval", "train"))
+    for k, ok in allowed.items():
+        if getattr(self, k) not in ok:
+            raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
+    if not (self.view_scale > 0 and 0 < self.average <= 1):
+        raise ValueError(f"view_scale={self.view_scale}, average={self.average}: more than 0, average at "
+                         f"most 1")
+    if self.average < 1 and self.labels != "start":
+        raise ValueError(f"average={self.average} keeps a part of the start: use labels='start'")
+
+@patch
+def forget(self:ClusterCallback):
+    "Drop all that was made from the network or the images"
+    self.snapshot, self.heads, self.mu, self.mu_eval = None, [], None, None
+    self.made = None # by these weights, see `_weights`
+    self.moved, self.steps = False, 0 # since the weights were averaged, the teacher made
+
+# %% ../nbs/09_callback.ipynb #3449730b
+@patch
+def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
+    "Height and width at which a batch enters the network"
+    return tuple(round(o*scale)
+                 for o in ((self.size, self.size) if self.size else x.shape[-2:]))
+
+@patch
+def plain(self:ClusterCallback, x:Tensor, scale:float=1.)->Tensor:
+    "The batch at the network's input size, or a part of it"
+    size = self.input_size(x, scale)
+    if tuple(x.shape[-2:]) == size: return x
+    return F.interpolate(x, size, mode="bilinear", antialias=True)
 
 # %% ../nbs/09_callback.ipynb #31c48eef
 @patch
@@ -74,7 +108,8 @@ def draw(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
 )->tuple: # parameters of G, P1 and P2 for each image
     "Draw the transformations of a batch"
-    return self.geometric.sample(len(x)), *(self.photometric.sample(len(x)) for _ in range(2))
+    n, P = len(x), self.photometric
+    return self.geometric.sample(n), P.sample(n), P.sample(n)
 
 @patch
 def view(self:ClusterCallback,
@@ -82,9 +117,10 @@ def view(self:ClusterCallback,
     x:Tensor, # images, (B,3,H,W) in [0,1]
     drawn:tuple, # what `draw` gave
 )->Tensor: # (B,3,H,W)
-    "$P_1x$ for view 0, $G(P_2x)$ for view 1, with colours changed at the size of the view"
+    "$P_1x$ for view 0, $G(P_2x)$ for view 1, recoloured at the size of the view"
     (g, *ps), (h, w) = drawn, self.input_size(x, self.view_scale)
-    zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1) # pixels of the view for each pixel of the image
+    # pixels of the view for each pixel of the image
+    zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1)
     x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x, self.view_scale)
     return self.photometric.apply(x, replace(ps[i], sigma=zoom*ps[i].sigma))
 
@@ -97,17 +133,6 @@ def views(self:ClusterCallback,
     drawn = drawn or self.draw(x)
     return *(self.view(i, x, drawn) for i in range(self.n_views)), drawn[0]
 
-@patch
-def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
-    "Height and width at which a batch enters the network"
-    return tuple(round(o*scale) for o in ((self.size, self.size) if self.size else x.shape[-2:]))
-
-@patch
-def plain(self:ClusterCallback, x:Tensor, scale:float=1.)->Tensor:
-    "The batch at the network's input size, or a part of it"
-    size = self.input_size(x, scale)
-    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
-
 # %% ../nbs/09_callback.ipynb #d3e0bbe2
 @patch
 def feature(self:ClusterCallback,
@@ -116,7 +141,8 @@ def feature(self:ClusterCallback,
     g, # the `GeometricParams` of the batch; None: a plain image, nothing moves
 )->Tensor: # (B,D,h,w), unit length
     "$z_1=G(f(P_1x))$ for view 0, $z_2=f(G(P_2x))$ for view 1"
-    return F.normalize(self.geometric.apply(f.float(), g) if view == 0 and g else f.float(), dim=1)
+    return F.normalize(self.geometric.apply(f.float(), g) if view == 0 and g
+                       else f.float(), dim=1)
 
 @patch
 def features(self:ClusterCallback,
@@ -131,7 +157,8 @@ def _check_images(x:Tensor)->Tensor:
     "A batch as a plain tensor; ValueError if it is not what the callback can work on"
     x = x.as_subclass(Tensor)
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got {tuple(x.shape)}: "
+        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got "
+                         f"{tuple(x.shape)}: "
                          "check your DataBlock")
     lo, hi = x.aminmax()
     if lo < -.01 or hi > 1.01:
@@ -140,7 +167,7 @@ def _check_images(x:Tensor)->Tensor:
 
 @patch
 def _batches(self:ClusterCallback, n:int=None):
-    "Batches of `n` training images on the model's device, in a fresh order; None: all. Processes of a team take turns, see `shares`"
+    "Batches of `n` training images in a fresh order, None: all; processes of a team take turns"
     dl, n = undivided(self.learn.dls.train), n or sys.maxsize
     if self.team.size > 1: batches = shares(dl, self.team, n)
     else: batches = dl.new(shuffle=True, drop_last=False) if hasattr(dl, "new") else dl
@@ -161,22 +188,30 @@ def stream(self:ClusterCallback,
     only:int=None, # one view only: 0 or 1
     least:int=0, # images, even if `n_images` is less
 ):
-    "Features of random pixels of the training images, batch by batch: number of images, one tensor (N,D) per view"
+    "Batch by batch: number of images, and features (N,D) of random pixels per view"
     which = range(self.n_views) if augment and only is None else [only or 0]
     for i, x in enumerate(self._batches(self.n_images and max(self.n_images, least))):
         n, zs = 0, [None for _ in which]
-        if x is not None and not augment: self.read_at = min(self.input_size(x)) # the size that the readout is made for
-        if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm needs more than one image
+        if x is not None and not augment: # the size that the readout is made for
+            self.read_at = min(self.input_size(x))
+        # not for BatchNorm
+        alone = i and x is not None and len(x) == 1 and model.training
+        if x is not None and not alone:
             n, drawn = len(x), self.draw(x) if augment else (None,)
-            fs = model(*(self.view(v, x, drawn) if augment else self.plain(x) for v in which))
-            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels) for v, f in zip(which, fs if len(which) > 1 else [fs])]
+            fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
+                         for v in which))
+            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels)
+                  for v, f in zip(which, fs if len(which) > 1 else [fs])]
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
 @patch
 def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->list:
     "All that `stream` yields: one tensor (N,D) of unit features for each view"
-    zs = [torch.cat(o) for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
-    if not zs: raise ValueError("There are no training images to find clusters in: give the learner some, as learn.dls")
+    zs = [torch.cat(o)
+          for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
+    if not zs:
+        raise ValueError("There are no training images to find clusters in: give the "
+                         "learner some, as learn.dls")
     return zs
 
 # %% ../nbs/09_callback.ipynb #74def996
@@ -184,72 +219,55 @@ def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->
 def kmeans(self:ClusterCallback,
     z:Tensor, # features, (N,D)
     k:int=None, # number of clusters, default K
-    init:Tensor=None, # centroids to start from, (k,D), default as the callback's `init` says
+    init:Tensor=None, # centroids to start from, (k,D), default as `init` says
 ): # `KMeansResult`
-    "K-means with this callback's settings; of several processes rank 0 does it, for everybody"
+    "K-means with these settings; of several processes the first does it, for all"
     if not torch.isfinite(z).all():
-        raise ValueError("Features are not finite: lower the learning rate, or look for broken images")
+        raise ValueError("Features are not finite: lower the learning rate, or look "
+                         "for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
-    k = max(self.n_clusters, min(k or self.n_clusters, len(z))) # finer clusters than points: as fine as they are
-    if k > len(z): raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} pixels to cluster: choose fewer clusters, or give more or larger images")
-    def fit(): return kmeans(z, k, n_iter=self.n_iter, init=self.init if init is None else init, spherical=self.spherical,
+    k = max(self.n_clusters,
+            min(k or self.n_clusters,
+                len(z))) # finer clusters than points: as fine as they are
+    if k > len(z):
+        raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} "
+                         f"pixels to cluster: choose fewer clusters, or give more or "
+                         f"larger images")
+    def fit():
+        return kmeans(z, k, n_iter=self.n_iter,
+                      init=self.init if init is None else init,
+                      spherical=self.spherical,
                              engine=self.engine, n_init=self.n_init, generator=gen)
     if self.team.size == 1: return fit()
-    res = self.team.first(lambda: replace(r := fit(), centroids=r.centroids.cpu(), counts=r.counts.cpu()))
-    return replace(res, centroids=res.centroids.to(z.device), counts=res.counts.to(z.device))
+    res = self.team.first(lambda: replace(r := fit(), centroids=r.centroids.cpu(),
+                                          counts=r.counts.cpu()))
+    return replace(res, centroids=res.centroids.to(z.device),
+                   counts=res.counts.to(z.device))
 
 # %% ../nbs/09_callback.ipynb #554e3120
 @patch
 def cluster(self:ClusterCallback):
-    "Freeze a snapshot of the network and fit the epoch's centroids, one set for each view"
+    "Freeze a snapshot of the network, and fit centroids for each view"
     model = unwrap(self.learn.model)
     self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     self.fit_heads()
 
 @patch
-def forget(self:ClusterCallback):
-    "Drop all that was made from the network or from the images: teacher, centroids, readout"
-    self.mu, self.mu_eval, self.snapshot, self.heads, self.made, self.moved, self.steps = None, None, None, [], None, False, 0
-
-@patch
-def check(self:ClusterCallback):
-    "Forget what other weights made, however they came into the network"
-    if self.made not in (None, self._weights()): self.forget()
-
-@patch
-def _weights(self:ClusterCallback): # a whole number for each parameter, the same on each device and in each process
-    model = unwrap(self.learn.model)
-    return [p.detach().view(getattr(torch, f"int{8*p.element_size()}")).sum().item() for p in model.parameters()]
-
-@patch
-def ready(self:ClusterCallback):
-    "Centroids of this network, for use: those at hand, if it made them, or fresh ones"
-    self.check()
-    if self.mu_eval is None: self.fit_readout()
-
-@patch
-@contextmanager
-def kept(self:ClusterCallback):
-    "Afterwards teacher, centroids and readout are what they were"
-    was = {k: getattr(self, k) for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made", "moved", "steps")}
-    try: yield
-    finally: self.__dict__.update(was)
-
-@patch
 def fit_heads(self:ClusterCallback):
-    "K-means on the features of the snapshot, for each head and view; a fixed teacher has one set of plain images instead"
+    "K-means for each head and view; a fixed teacher has one set, of plain images"
     zs = self.sample(self.snapshot, augment=self.labels != "start")
     self.set_heads([[self.kmeans(z, k) for z in zs] for k in self.ks])
 
 @patch
 def set_heads(self:ClusterCallback,
     results:list, # one `KMeansResult` for each head and view
-    counts:list=None, # pixels in each cluster, for each head and view; default those of K-means
+    counts:list=None, # pixels in each cluster, default those of K-means
 ):
     "Keep centroids and weights for the epoch"
     counts = counts or [[r.counts for r in rs] for rs in results]
-    self.heads = [([r.centroids for r in rs], [balance_weights(n, self.balance) for n in ns])
+    self.heads = [([r.centroids for r in rs],
+                   [balance_weights(n, self.balance) for n in ns])
                   for rs, ns in zip(results, counts)]
     self.mu = self.heads[0][0]
 
@@ -276,22 +294,23 @@ def before_batch(self:ClusterCallback):
 @patch
 @torch.no_grad()
 def teach(self:ClusterCallback, size:tuple)->list:
-    "Features of both views by the snapshot; by a fixed teacher of the plain image, moved to the place and size of the views"
+    "Features by the snapshot: of both views, or of the plain image, moved to them"
     fs = self.snapshot(*self.teach_xs)
-    if self.labels == "start": return [F.normalize(self.geometric.apply(fs.float(), self.g, size), dim=1)]
+    if self.labels == "start":
+        return [F.normalize(self.geometric.apply(fs.float(), self.g, size), dim=1)]
     return self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
 
 @patch
 @torch.no_grad()
 def label(self:ClusterCallback, zs:tuple)->list:
-    "For each head, the nearest centroid of every pixel of each view, by features of the snapshot or by `zs` themselves"
+    "For each head, the nearest centroid of every pixel of each view"
     if self.labels != "current": zs = self.teach(zs[0].shape[-2:])
     return [[assign(z, m, self.metric) for z, m in zip(zs, mu)] for mu, _ in self.heads]
 
 # %% ../nbs/09_callback.ipynb #eb3cbaa1
 @dataclass
 class Targets:
-    "What a batch is to learn from one clustering; each field has one entry for each view"
+    "What a batch is to learn from one clustering; lists have an entry for each view"
     labels:list    # cluster of every pixel, (B,h,w) int64; -100: not counted
     centroids:list # (K,D); or what classifies instead of them
     weights:list   # weight of each cluster in the loss, (K,), or None
@@ -299,7 +318,7 @@ class Targets:
 def _no_masks(
     pred:Tensor, # of a batch, (B,...)
 )->Tensor: # (B,0)
-    "Targets that say nothing: fastai gets its loss and the size of the batch, and no metric is told the prediction as the truth"
+    "Targets that say nothing, from which fastai has the size of the batch"
     return pred.new_empty(len(pred), 0)
 
 @patch
@@ -309,22 +328,32 @@ def after_pred(self:ClusterCallback):
         ys = self.label(zs)
         self.sizes += torch.bincount(ys[0][0].flatten(), minlength=self.ks[0])
         both = lambda o: o*(self.n_views//len(o)) # one set of labels serves both views
-        self.learn.pred, self.learn.yb = zs, tuple(Targets(both(y), both(mu), both(w)) for y, (mu, w) in zip(ys, self.heads))
+        self.learn.yb = tuple(Targets(both(y), both(mu), both(w))
+                              for y, (mu, w) in zip(ys, self.heads))
+        self.learn.pred = zs
     else:
         if self.mu_eval is None: self.fit_readout()
-        self.learn.pred = scores(F.normalize(self.learn.pred.float(), dim=1), self.mu_eval, self.readout)
+        z = F.normalize(self.learn.pred.float(), dim=1)
+        self.learn.pred = scores(z, self.mu_eval, self.readout)
         if not self.learn.yb: self.learn.yb = (_no_masks(self.learn.pred),)
 
 # %% ../nbs/09_callback.ipynb #b2228b03
 class ClusterLoss:
     "`PiCIELoss` in the form that `Learner` calls: a prediction, then the targets"
-    def __init__(self, loss:PiCIELoss=None): # the four terms, default `PiCIELoss(metric="dot")`
-        self.loss, self.reduction = loss or PiCIELoss(metric="dot"), "mean" # outside training only; fastai changes it for `with_loss`
-    def head(self, zs, y:Targets): return self.loss(*zs, *y.labels, *y.centroids, *y.weights)
-    def __call__(self, pred, y, aux=None): # `Targets` of the clustering and, for +H, of a finer one
-        if not isinstance(y, Targets): return F.cross_entropy(pred/self.loss.tau, pred.argmax(1), reduction=self.reduction)
+    # the four terms, default `PiCIELoss(metric="dot")`
+    def __init__(self, loss:PiCIELoss=None):
+        # outside training only; fastai changes it for `with_loss`
+        self.loss, self.reduction = loss or PiCIELoss(metric="dot"), "mean"
+    def head(self, zs, y:Targets):
+        return self.loss(*zs, *y.labels, *y.centroids, *y.weights)
+    def __call__(self, pred, y,
+                 aux=None): # `Targets` of the clustering and, for +H, of a finer one
+        if not isinstance(y, Targets):
+            return F.cross_entropy(pred/self.loss.tau, pred.argmax(1),
+                                   reduction=self.reduction)
         if aux is None: return self.head(pred, y)
-        finer = self.head(pred, aux) # first, so that `loss` remembers the terms of the main head
+        # first, so that `loss` remembers the terms of the main head
+        finer = self.head(pred, aux)
         w = aux_weights(len(y.centroids[0]), len(aux.centroids[0]))
         return w[0]*self.head(pred, y) + w[1]*finer
     def activation(self, scores): return (scores/self.loss.tau).softmax(1)
@@ -351,25 +380,59 @@ def _fresh(self:ClusterCallback, model, n):
 def _readout(self:ClusterCallback, z):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
     r = self.kmeans(z, self.merge_from)
-    return merge_clusters(r.centroids, r.counts, cut_tree(merge_tree(r.centroids, r.counts, self.merge_power), self.n_clusters))[0]
+    return merge_clusters(r.centroids, r.counts,
+                          cut_tree(merge_tree(r.centroids, r.counts, self.merge_power),
+                                   self.n_clusters))[0]
 
+# %% ../nbs/09_callback.ipynb #1dbcfa5c
+@patch
+def check(self:ClusterCallback):
+    "Forget what other weights made, however they came into the network"
+    if self.made not in (None, self._weights()): self.forget()
+
+@patch
+def _weights(self:ClusterCallback):
+    "A whole number for each parameter, the same on all devices"
+    model = unwrap(self.learn.model)
+    return [p.detach().view(getattr(torch, f"int{8*p.element_size()}")).sum().item()
+            for p in model.parameters()]
+
+@patch
+def ready(self:ClusterCallback):
+    "Centroids of this network, for use: those at hand, if it made them, or fresh ones"
+    self.check()
+    if self.mu_eval is None: self.fit_readout()
+
+@patch
+@contextmanager
+def kept(self:ClusterCallback):
+    "Afterwards teacher, centroids and readout are what they were"
+    was = {k: getattr(self, k)
+           for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made",
+                     "moved", "steps")}
+    try: yield
+    finally: self.__dict__.update(was)
+
+# %% ../nbs/09_callback.ipynb #d58b6eb5
 @patch
 @torch.no_grad()
 def fit_readout(self:ClusterCallback,
     n_draws:int=None, # runs of K-means, default this callback's `n_draws`
 ):
-    "Fresh centroids for scoring and for use; of several runs the most typical one (`typical`)"
+    "Fresh centroids for use; of several runs the most typical one (`typical`)"
     mus, i = self.fresh(n_draws or self.n_draws), 0
     if len(mus) > 1:
         model = unwrap(self.learn.model)
         mode = model.training
-        _, (z,) = next(self.stream(model.eval(), augment=False)) # one batch of pixels is enough to compare
+        # one batch of pixels is enough to compare
+        _, (z,) = next(self.stream(model.eval(), augment=False))
         model.train(mode)
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
     self.mu_eval = mus[i].contiguous()
     self.team.same([self.mu_eval])
     self.made = self._weights()
-    for m in getattr(self.learn, "metrics", ()): # what was counted belongs to other centroids
+    # what was counted belongs to other centroids
+    for m in getattr(self.learn, "metrics", ()):
         if hasattr(m, "cm"): m.reset()
 
 @patch
@@ -392,27 +455,44 @@ def after_batch(self:ClusterCallback):
     if not self.training: return
     self.steps += 1
     if not torch.isfinite(self.learn.loss):
-        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: lower the learning rate, or look for broken images")
+        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} "
+                         f"of epoch {self.epoch+1}: lower the learning rate, or look "
+                         f"for broken images")
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
-    for k in self.terms: self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
+    for k in self.terms:
+        self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
     self.health["n"] = n+1
 
 @patch
 def after_train(self:ClusterCallback):
     self.sizes = self.team.total(self.sizes)
     n = max(self.team.total(self.health.pop("n", 0)), 1)
-    self.health = {**{k: self.team.total(float(self.health.get(k, "nan")))/n for k in self.terms}, "clusters": effective_clusters(self.sizes)}
+    self.health = {**{k: self.team.total(float(self.health.get(k, "nan")))/n
+                      for k in self.terms}, "clusters": effective_clusters(self.sizes)}
     if self.labels != "start": self.snapshot = None
     if self.epoch+1 >= self.n_epoch: self.settle()
 
 @patch
+def before_epoch(self:ClusterCallback): self.health = {}
+
+@patch
+def metrics(self:ClusterCallback):
+    "Columns for the progress table: terms of the loss, effective number of clusters"
+    return [ValueMetric(partial(_health, self, o), o)
+            for o in (*self.terms, "clusters")]
+
+def _health(cb, name): return cb.health.get(name, float("nan"))
+
+# %% ../nbs/09_callback.ipynb #2bfc2839
+@patch
 @torch.no_grad()
 def settle(self:ClusterCallback):
-    "Go back a part of the way towards the start, as `average` says, and farther after less than 24 steps; once for each training"
+    "Once, after training: go back towards the start, farther after less than 24 steps"
     if not self.moved or self.average == 1: return
     self.moved, self.mu_eval, share = False, None, self.average*min(1, self.steps/24)
     model = unwrap(self.learn.model)
-    for new, old in zip((*model.parameters(), *model.buffers()), (*self.snapshot.parameters(), *self.snapshot.buffers())):
+    for new, old in zip((*model.parameters(), *model.buffers()),
+                        (*self.snapshot.parameters(), *self.snapshot.buffers())):
         if new.is_floating_point(): new.lerp_(old, 1-share)
 
 @patch
@@ -426,16 +506,6 @@ def after_fit(self:ClusterCallback):
     self.settle() # if training was stopped early
     self.made = self._weights() # a teacher of these weights' past, until others come
 
-@patch
-def before_epoch(self:ClusterCallback): self.health = {}
-
-@patch
-def metrics(self:ClusterCallback):
-    "Columns for the progress table: terms of the loss, effective number of clusters"
-    return [ValueMetric(partial(_health, self, o), o) for o in (*self.terms, "clusters")]
-
-def _health(cb, name): return cb.health.get(name, float("nan"))
-
 # %% ../nbs/09_callback.ipynb #e678b2cb
 @dataclass
 class PiCIEConfig:
@@ -443,28 +513,30 @@ class PiCIEConfig:
     preset:str = "improved" # name of the preset that this started from
     n_clusters:int = 27     # K
     overcluster:float = 5.  # clusters whose labels are learned, as a multiple of K
-    labels:str = "start"    # of the network as training began, as the epoch did ("snapshot"), or "current"
+    labels:str = "start"    # of the network at the "start", the epoch's, or "current"
     n_images:int = 2000     # images sampled for K-means; None: all
     n_pixels:int = 400      # pixels sampled from each of them; None: all
     dim:int = 128           # D, width of the dense features
-    freeze:int = 8          # layers up to this stride stay as they are (of a ViT all); 0: all learn
-    batchnorm:str = "eval"  # in training: running statistics ("eval") or those of the batch ("train")
+    freeze:int = 8          # layers up to this stride never learn (ViT: all); 0: none
+    batchnorm:str = "eval"  # in training: running statistics, or the batch's ("train")
     colour:float = 1.       # strength of P's changes of colour
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
-    view_scale:float = .7   # side of the views, relative to the images that a fixed teacher sees
-    average:float = .5      # share of the way from the start to the trained weights that is kept
-    merge_from:float = 9.   # the readout fits this multiple of K clusters and merges them; 1: it fits K
+    view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
+    average:float = .5      # share of the way from the start that is kept
+    merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate
 
     # fixed here, fields of `PublishedConfig`
-    mdc, pca_init, fixed_views, readout, logits, tau, within, cross = False, True, False, "dot", "dot", 1., 1., 1.
+    mdc, pca_init, fixed_views = False, True, False
+    readout, logits, tau, within, cross = "dot", "dot", 1., 1., 1.
     schedule, backbone_lr, wd = "cosine", 1., 0.
 
     def __post_init__(self): self.check()
 
 # %% ../nbs/09_callback.ipynb #03dc42c7
-def _plain(o): return o.tolist() if isinstance(o, (np.generic, np.ndarray, Tensor)) else o # numbers as Python has them
+def _plain(o):
+    return o.tolist() if isinstance(o, (np.generic, np.ndarray, Tensor)) else o # numbers as Python has them
 
 def _whole(name, n)->int:
     "`n` as a whole number; ValueError if it is none"
@@ -479,12 +551,15 @@ def check(self:PiCIEConfig):
         n, free = _plain(getattr(self, f.name)), f.name in ("n_pixels", "n_images")
         setattr(self, f.name, n if f.type is not int or free and n is None else _whole(f.name, n))
     for k, ok in self.allowed().items():
-        if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
+        if getattr(self, k) not in ok:
+            raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
     if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
     if min(self.overcluster, self.merge_from) < 1 or self.refine < 0:
-        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, refine={self.refine}: "
+        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, "
+                         f"refine={self.refine}: "
                          "the first two must be at least 1, refine at least 0")
-    if not 0 <= self.colour <= 10/3: raise ValueError(f"colour={self.colour}: from 0 (no change) to 10/3 (anything)")
+    if not 0 <= self.colour <= 10/3:
+        raise ValueError(f"colour={self.colour}: from 0 (no change) to 10/3 (anything)")
     if self.average < 1 and self.labels != "start":
         raise ValueError(f"average={self.average} goes back towards the fixed teacher of labels='start', "
                          "and there is none: use average=1")
@@ -496,15 +571,18 @@ def allowed(self:PiCIEConfig)->dict: # {field: values}
 
 # %% ../nbs/09_callback.ipynb #680cb94c
 @patch
-def _pick(self:PiCIEConfig, names:str)->dict: return {k: getattr(self, k) for k in names.split()}
+def _pick(self:PiCIEConfig, names:str)->dict:
+    return {k: getattr(self, k) for k in names.split()}
 
 @patch
 def settings(self:PiCIEConfig)->dict:
     "What the callback needs"
     P = Photometric(*(self.colour*o for o in (.3, .3, .3, .1)), p_grey=0)
     return dict(photometric=P, geometric=Geometric(self.min_scale), n_draws=5,
-                train_clusters=round(self.overcluster*self.n_clusters), merge_from=round(self.merge_from*self.n_clusters),
-                **self._pick("n_clusters labels view_scale average batchnorm n_images n_pixels"))
+                train_clusters=round(self.overcluster*self.n_clusters),
+                merge_from=round(self.merge_from*self.n_clusters),
+                **self._pick("n_clusters labels view_scale average batchnorm n_images "
+                             "n_pixels"))
 
 @patch
 def callback(self:PiCIEConfig,

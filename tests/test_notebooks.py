@@ -155,10 +155,10 @@ def test_new_notebook(tmp_path):
     "The template keeps the rules, and runs"
     sys.path.insert(0, str(ROOT/"tools"))
     from new_notebook import main
-    main("43_distances", "Distances", "How far is far", tmp_path)
-    nb = tmp_path/"43_distances.ipynb"
+    main("use/distances", "Distances", "How far is far", tmp_path)
+    nb = tmp_path/"use/distances.ipynb"
     test_title_stands_alone(nb); test_imports_stand_alone(nb)
     res = subprocess.run([str(Path(sys.executable).parent/"nbdev-test"), str(nb)], cwd=ROOT, capture_output=True, text=True)
     assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-3000:]
-    with pytest.raises(SystemExit, match="has that name already"): main("44_distances", "", "", tmp_path)
-    with pytest.raises(SystemExit, match="two digits"): main("distances", "", "", tmp_path)
+    with pytest.raises(SystemExit, match="has that name already"): main("data/distances", "", "", tmp_path)
+    with pytest.raises(SystemExit, match="in a wing"): main("43_distances", "", "", tmp_path)

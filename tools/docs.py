@@ -1,7 +1,7 @@
 """Build the documentation site into _docs/, without Quarto: `python tools/docs.py`
 
 nbdev processes the notebooks (links, API tables, hidden cells) into _proc/; smalldocs renders them. Around that:
-pages are called as Quarto would call them (70_callback.ipynb becomes callback.html), each offers its notebook,
+pages are called as Quarto would call them (09_callback.ipynb becomes callback.html), each offers its notebook,
 and equations are turned into MathML, which browsers show without any script or font from elsewhere.
 The same nbs/_quarto.yml serves `quarto render _proc` where Quarto is installed.
 """
@@ -54,13 +54,38 @@ def offline(page:str)->str:
     page = re.sub(r'<span class="math (inline|display)">\\[\[(](.*?)\\[\])]</span>', one, page, flags=re.S)
     return re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>|<script>[^<]*renderMathInElement[^<]*</script>', "", page)
 
+def api_index(proc:Path):
+    "A page with every public name, where it is explained, and what it does in a line"
+    import importlib, inspect
+    from picie_nb._modidx import d
+    lines = ["---", "title: API", "subtitle: Every public name, module by module", "---", ""]
+    for module, names in sorted(d["syms"].items(), key=lambda o: (o[0].count("."), o[0])):
+        found, seen = importlib.import_module(module), []
+        for name, (page, _) in names.items():
+            short = name.removeprefix(module+".")
+            if "." in short or short.startswith("_") or not hasattr(found, short): continue
+            obj = getattr(found, short)
+            what = (inspect.getdoc(obj) or "").splitlines()[:1] if callable(obj) else []
+            if what and not what[0].startswith(f"{short}("): seen.append(f"| [`{short}`]({page}) | {what[0].replace('|', chr(92)+'|')} |")
+        if seen: lines += [f"## {module.removeprefix('picie_nb.')}", "", "| name | what it does |", "|---|---|", *seen, ""]
+    (proc/"api.qmd").write_text("\n".join(lines), encoding="utf-8")
+
+def signatures(page:str)->str:
+    "Names without the module in which the notebook ran; of a dataclass its fields with their comments, opened, in the place of a signature"
+    page = re.sub(r'__main__(<span class="op">\.</span>|\.)', "", page)
+    def plain(o): return html.unescape(re.sub(r"<[^>]+>", "", o)).strip()
+    def block(m): return "" if re.fullmatch(r"def [A-Z]\w*\(.*\)->None:", plain(m[0].partition("<button")[0]), re.S) else m[0]
+    page = re.sub(r'<div class="sourceCode"[^>]*>(?:(?!</div>).)*</div>(?:<button[^>]*>.*?</button>)?', block, page, flags=re.S)
+    def fold(m): return m[0].replace("<details", "<details open", 1) if plain(m[0].partition("</summary>")[2])[:10] == "@dataclass" else m[0]
+    return re.sub(r"<details(?! open)[^>]*>(?:(?!</details>).)*</details>", fold, page, flags=re.S)
+
 def finish(docs:Path, source:dict):
     "Equations, links to sources, and links between pages of the site; nothing is loaded from elsewhere"
     for f in docs.rglob("*.css"): f.write_text(re.sub(r"@import url\(\"?https?:[^)]*\);?", "", f.read_text(encoding="utf-8")), encoding="utf-8")
     for f in docs.rglob("*.llms.md"): shutil.copy(f, f.with_name(f.name.replace(".llms.md", ".html.md"))) # as docstrings call them
     shutil.copytree("nbs/images", docs/"images", dirs_exist_ok=True)
     for f in docs.rglob("*.html"):
-        text = offline(f.read_text(encoding="utf-8"))
+        text = signatures(offline(f.read_text(encoding="utf-8")))
         up = "../"*len(f.relative_to(docs).parts[:-1])
         text = re.sub(rf'href="{re.escape(SITE)}([\w/]+\.html)(#[^"]*)?"', lambda m: f'href="{up}{m[1]}{m[2] or ""}"' if (docs/m[1]).exists() else m[0], text)
         text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
@@ -92,6 +117,7 @@ def main():
     for d in ("_proc", "_docs"): shutil.rmtree(d, ignore_errors=True)
     proc_nbs(n_workers=2)
     source = rename(Path("_proc"))
+    api_index(Path("_proc"))
     subprocess.run([str(Path(sys.executable).parent/"smalldocs"), "render", "--quiet", "_proc"], check=True)
     shutil.move("_proc/_docs", "_docs")
     finish(Path("_docs"), source)
