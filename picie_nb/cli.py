@@ -9,7 +9,8 @@ __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'pic
            'picie_evaluate', 'picie_demo']
 
 # %% ../nbs/cli.ipynb #18acd58d
-import inspect, io, json, os, random, re, signal, sys, tempfile, time, unicodedata, warnings, numpy as np, torch
+import inspect, io, json, os, random, re, signal, sys, tempfile, time, unicodedata, warnings
+import numpy as np, torch
 from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from contextvars import ContextVar
@@ -21,28 +22,42 @@ from fastcore.script import call_parse, is_cli, CliError
 # %% ../nbs/cli.ipynb #49fe4bbd
 _output = ContextVar("output", default=None) # where reports go while nothing else is said
 
+def _in_shell(name):
+    "A warning is one line on stderr, a scheduler's stop is a Ctrl-C"
+    warnings.simplefilter("ignore", FutureWarning) # of other packages
+    if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler)
+    def show(text, *_, **__): print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
+    warnings.showwarning = show
+
+def _silent(f, args, kwargs, shell):
+    "Is this call to print nothing? Of several processes, the first one speaks"
+    given = inspect.signature(f).bind(*args, **kwargs).arguments
+    return given.get("quiet") or given.get("json") == "-" or shell and int(os.environ.get("RANK", 0))
+
+def _one_line(e):
+    "The message of an error in one line, but a drawn folder tree keeps its lines"
+    text = re.sub(r"^Exception occured in `\w+` when calling event `\w+`:\s*", "", str(e)) # fastai's
+    return text if chr(10)+'├' in text else ' '.join(text.split())
+
+# %% ../nbs/cli.ipynb #3cb54791
 def command(f):
-    "Make `f` a shell command that can be quiet and whose mistakes end in one clear line; set PICIE_TRACEBACK=1 to see all of it"
+    "Make `f` a command whose mistakes end in one line; PICIE_TRACEBACK=1 shows all"
     name = f.__name__.replace("_", "-")
     @wraps(f)
     def _f(*args, **kwargs):
-        if is_cli(cmd):
-            warnings.simplefilter("ignore", FutureWarning) # of other packages
-            if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler) # a scheduler's stop is a Ctrl-C
-            warnings.showwarning = lambda text, *_, **__: print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
-        given = inspect.signature(f).bind(*args, **kwargs).arguments
-        silent = given.get("quiet") or given.get("json") == "-" or is_cli(cmd) and int(os.environ.get("RANK", 0)) # of several processes, the first one speaks
-        before = _output.set(sys.stdout)
+        shell = is_cli(cmd)
+        if shell: _in_shell(name)
+        silent, before = _silent(f, args, kwargs, shell), _output.set(sys.stdout)
         try:
-            with redirect_stdout(io.StringIO()) if silent else nullcontext(): return f(*args, **kwargs)
+            with redirect_stdout(io.StringIO()) if silent else nullcontext():
+                return f(*args, **kwargs)
         except KeyboardInterrupt as e:
-            if not is_cli(cmd): raise
+            if not shell: raise
             print(f"{name}: {str(e) or 'stopped'}", file=sys.stderr)
             return 130
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
-            if not is_cli(cmd) or os.environ.get("PICIE_TRACEBACK"): raise
-            text = re.sub(r"^Exception occured in `\w+` when calling event `\w+`:\s*", "", str(e)) # fastai's
-            raise CliError(f"{name}: {text if chr(10)+'├' in text else ' '.join(text.split())}") from None # a drawn folder tree keeps its lines
+            if not shell or os.environ.get("PICIE_TRACEBACK"): raise
+            raise CliError(f"{name}: {_one_line(e)}") from None
         finally: _output.reset(before)
     cmd = call_parse(_f)
     return cmd
@@ -63,26 +78,38 @@ def table_row(
 # %% ../nbs/cli.ipynb #83d52920
 COLUMNS = ["epoch", "within", "cross", "clusters", "accuracy", "miou", "seconds"]
 
-def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
-    "Train with one printed row for each epoch, below the rows of `scores` if they can be compared. Returns the history"
+def _row_printer(say):
+    "A callback that prints a row for each epoch, and the rows that it has printed"
     from fastai.callback.core import Callback
-    def say(row): print(table_row({**row, **({"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {})}, names), flush=True)
+    rows = []
     def keep(row): rows.append(row); say(row)
     class PrintRows(Callback):
         order = 95 # after the Recorder and what a checkpoint brings back
         def before_epoch(self): self.after_fit(); self.start = time.perf_counter()
         def after_fit(self): # rows of an earlier process
             for i, row in enumerate(self.learn.history()[len(rows):], len(rows)+1): keep({**row, "epoch": i})
-        def after_epoch(self): keep({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": time.perf_counter()-self.start})
-    rows, names = [], [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
+        def after_epoch(self):
+            seconds = time.perf_counter()-self.start
+            keep({**self.learn.history()[-1], "epoch": self.epoch+1, "seconds": seconds})
+    return PrintRows(), rows
+
+# %% ../nbs/cli.ipynb #d3acef7a
+def _fit(learn, epochs:int, scores:dict, **kwargs)->list:
+    "Train with one printed row for each epoch, below those of `scores` if they can be compared; all rows"
+    from fastai.torch_core import num_distrib
+    def say(row):
+        seconds = {"seconds": f"{row['seconds']:.0f}"} if "seconds" in row else {}
+        print(table_row({**row, **seconds}, names), flush=True)
+    names = [n for n in COLUMNS if n not in ("accuracy", "miou") or scores]
+    printer, rows = _row_printer(say)
     print(" ".join(f"{n:>10}" for n in names))
     if not learn.config.refine: # else these scores are refined, and those of the epochs are not
         for name, s in scores.items(): say({"epoch": name, "accuracy": s.acc, "miou": s.miou})
-    from fastai.torch_core import num_distrib
     with learn.distrib_ctx() if num_distrib() else nullcontext(), learn.no_bar(), learn.no_logging():
-        learn.fit(epochs, cbs=PrintRows(), **kwargs)
+        learn.fit(epochs, cbs=printer, **kwargs)
     return rows
 
+# %% ../nbs/cli.ipynb #a66ccc7c
 def _seed(seed:int):
     "Seed every source of randomness that a training uses"
     random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
@@ -90,12 +117,14 @@ def _seed(seed:int):
 def _write_json(path, obj):
     "Write JSON through a temporary file, so that the target is whole or absent; to the output if `path` is -"
     from picie_nb.segmenter import _replacing
-    if str(path) == "-": return print(json.dumps(obj, indent=1, allow_nan=False), file=_output.get() or sys.stdout)
+    text = json.dumps(obj, indent=1, allow_nan=False)
+    if str(path) == "-": return print(text, file=_output.get() or sys.stdout)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, allow_nan=False)+"\n")
+    with _replacing(path) as tmp: tmp.write_text(text+"\n")
     return path
 
+# %% ../nbs/cli.ipynb #df7467b9
 def _writable(path, what:str)->Path:
     "`path` if a file can be made there; better to know before an hour of training than after"
     if str(path) == "-":
@@ -104,28 +133,33 @@ def _writable(path, what:str)->Path:
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK): raise PermissionError(f"{what} {path}: no permission to write there")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{what} {path}: no permission to write there")
     return path
+
+def _at_least_one(**numbers):
+    for name, n in numbers.items():
+        if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
 
 # %% ../nbs/cli.ipynb #9c41e8a6
 @command
 def picie_train(
-    images:str, # folder of training images, nested or not, no labels needed; with --dataset the folder of a data set
-    valid:str=None, # folder of validation images; without it a tenth of IMAGES is held out
+    images:str, # folder of training images, or of the data set that --dataset names
+    valid:str=None, # folder of validation images; default: a tenth of IMAGES
     masks:str=None, # folder of masks of the validation images, for scoring only
-    labels:str=None, # what the values of the masks mean: camvid11, names such as sky,road, or a file of names, colours and values
-    dataset:str=None, # layout of the data set: cocostuff, cityscapes, camvid, pascal, or auto
+    labels:str=None, # of the masks: camvid11, names such as sky,road, or a file of them
+    dataset:str=None, # its layout: cocostuff, cityscapes, camvid, pascal, or auto
     splits:str=None, # for cityscapes: published or standard splits
-    square:bool=False, # score on the middle square of images and masks, as the published code does?
-    backbone:str="resnet18", # a torchvision ResNet or any timm model
+    square:bool=False, # score on middle squares, as the published code does?
+    backbone:str="tf_efficientnet_lite0", # or a torchvision ResNet, any timm model
     weights:str=None, # file with the backbone's weights, instead of a download
-    pretrained:bool=True, # start from pretrained weights; --no-pretrained starts from random ones
+    pretrained:bool=True, # start from pretrained weights? --no-pretrained: random ones
     preset:str="improved", # improved, paper or official
-    config:str=None, # fields of PiCIEConfig or PublishedConfig, for example lr=1e-3,mdc=True
+    config:str=None, # fields of PiCIEConfig or PublishedConfig: lr=1e-3,mdc=True
     clusters:int=27, # number of clusters
     epochs:int=10, # passes over the training images
     size:int=320, # short side of the images in the network, in pixels
-    oversample:float=1.4, # crops are cut from images this much larger than the input, so that they stay sharp
+    oversample:float=1.4, # crops are cut from images so much larger, to stay sharp
     bs:int=16, # images in a batch, of each process if there are several
     seed:int=0, # seed of all randomness
     draws:int=5, # K-means draws that a score is averaged over
@@ -136,55 +170,29 @@ def picie_train(
     num_workers:int=0, # processes that load images
 ):
     "Train a segmenter on a folder of images, without labels"
-    from picie_nb.training.checkpoint import _found, _locks
-    from picie_nb.data.folders import _drawing
-    from picie_nb.use.gallery import contact_sheet
-    from picie_nb.segmenter import _replacing
     from picie_nb.learner import picie_config, picie_learner
-    changes = _changes(config)
+    start, changes = time.perf_counter(), _changes(config)
     fixed = picie_config(preset, n_clusters=clusters, **changes).fixed_views
-    for name, n in dict(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws).items():
-        if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
-    out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
-    if out.suffix != ".safetensors": raise ValueError(f"--out {out}: must end in .safetensors")
-    start, run, sheet = time.perf_counter(), out.with_suffix(".run"), _writable(out.with_suffix(".sheet.png"), "contact sheet")
-    if json in (out, sheet): raise ValueError(f"--json {json} is the name of another file that will be written: give another")
-    if _found(run) and not resume: raise ValueError(f"{run} holds a training that was stopped: go on with --resume, or delete that folder to start again")
-    if resume and not _found(run):
-        if out.exists(): return print(f"{out} is there, and {run} holds nothing to go on from: nothing to do")
-        print(f"{run} holds no checkpoint: starting from the beginning")
+    _at_least_one(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws)
+    out, json, run, sheet = _targets(out, json)
+    if _complete(out, run, resume): return
     first = _first()
     _seed(seed)
-    kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample, seed=seed,
-              crop="center" if fixed else "random", valid_crop="center" if square else None)
+    kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample,
+              seed=seed, crop="center" if fixed else "random",
+              valid_crop="center" if square else None)
     dls, about = _dataset(images, dataset, valid, masks, labels, splits, kw)
-    learn = picie_learner(dls, backbone=backbone, n_clusters=clusters, preset=preset, pretrained=pretrained,
-                          weights=weights, **changes)
-    files = dls.train_ds.items, dls.valid_ds.items
-    print(f"{len(files[0])} training and {len(files[1])} validation images, {clusters} clusters, backbone {backbone}")
-    if len(files[0]) == 1 and not pretrained and not weights:
-        raise ValueError("one image is too few to train from random weights: add images, or use --weights FILE")
-    scored = any(hasattr(m, "cm") for m in learn.metrics)
-    if not scored: print("no masks, so there will be no score")
-    if both := len({*map(str, files[0])} & {*map(str, files[1])}): print(f"{both} images are used for both")
-    try: report = _train(learn, epochs, draws if scored and first else 0, about=about, checkpoint=run, resume=resume)
-    except KeyboardInterrupt:
-        if not _found(run): raise # no epoch is complete
-        print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
-        learn.segmenter().save(out)
-        raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. To go on, give the same command with --resume") from None
-    except Exception:
-        if run.resolve() in _locks and not _found(run): _remove(run) # it is ours, and holds nothing
-        raise
+    learn = picie_learner(dls, backbone=backbone, n_clusters=clusters, preset=preset,
+                          pretrained=pretrained, weights=weights, **changes)
+    scored = _say_data(learn, clusters, backbone, pretrained or weights)
+    report = _train_or_stop(learn, epochs, draws if scored and first else 0, out, run,
+                            about=about, resume=resume)
     if not first: return # the first process has all that there is to write
-    report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed, images=str(images), valid=valid,
-                  masks=masks, backbone=backbone, weights=weights, pretrained=pretrained,
-                  size=size, oversample=oversample, bs=bs, seconds=time.perf_counter()-start)
-    seg = learn.segmenter()
-    print(f"wrote {seg.save(out)}")
-    if json: print(f"wrote {_write_json(json, report)}")
-    with _replacing(sheet) as tmp: contact_sheet(seg, files[1]).save(tmp, format="PNG", **_drawing())
-    print(f"wrote {sheet}")
+    report.update(dataset=dataset, splits=splits, crop=dls.crop, seed=seed,
+                  images=str(images), valid=valid, masks=masks, backbone=backbone,
+                  weights=weights, pretrained=pretrained, size=size, bs=bs,
+                  oversample=oversample, seconds=time.perf_counter()-start)
+    _write_training(learn, report, out, json, sheet)
     _remove(run)
     return report
 
@@ -208,12 +216,34 @@ def _first()->bool:
         PartialState(cpu=default_device().type == "cpu")
     return not rank_distrib()
 
+# %% ../nbs/cli.ipynb #779c660a
 def _remove(run):
     "Remove checkpoints, and their folder if it holds nothing else"
     from picie_nb.training.checkpoint import _found
     for f in (*_found(run), run/".lock"): f.unlink(missing_ok=True)
     if run.is_dir() and not any(run.iterdir()): run.rmdir()
 
+def _targets(out, json):
+    "What a training writes: segmenter, report, folder of checkpoints, contact sheet"
+    out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
+    if out.suffix != ".safetensors": raise ValueError(f"--out {out}: must end in .safetensors")
+    run, sheet = out.with_suffix(".run"), _writable(out.with_suffix(".sheet.png"), "contact sheet")
+    if json in (out, sheet):
+        raise ValueError(f"--json {json} is the name of another file that will be written: give another")
+    return out, json, run, sheet
+
+def _complete(out, run, resume)->bool:
+    "Was this training finished before? ValueError if it was stopped and is not to go on"
+    from picie_nb.training.checkpoint import _found
+    if _found(run) and not resume:
+        raise ValueError(f"{run} holds a training that was stopped: go on with --resume, "
+                         "or delete that folder to start again")
+    if _found(run) or not resume: return False
+    if out.exists(): print(f"{out} is there, and {run} holds nothing to go on from: nothing to do")
+    else: print(f"{run} holds no checkpoint: starting from the beginning")
+    return out.exists()
+
+# %% ../nbs/cli.ipynb #e1509ae4
 def _sound(folder):
     "`folder`, or the list of its images that can be read if there are others; those are named"
     from picie_nb.data.folders import image_files, readable
@@ -223,20 +253,28 @@ def _sound(folder):
     if not good: raise ValueError(f"{folder}: none of {len(bad)} images can be read")
     return good if bad else folder
 
+# %% ../nbs/cli.ipynb #44805ef0
 def _dataset(images, dataset, valid, masks, labels, splits, kw):
     "DataLoaders, and what a score must say about the data"
-    from picie_nb.data import catalog as datasets
     from picie_nb.data.folders import picie_dls
-    if dataset is None:
-        if splits: raise ValueError("--splits is a choice of --dataset cityscapes")
-        if masks and not labels:
-            raise ValueError("--masks needs --labels: name what their values mean, for example --labels camvid11 or --labels sky,road")
-        return picie_dls(_sound(images), valid=_sound(valid) if valid else .1, masks=masks, labels=labels, **kw), {}
+    if dataset is not None: return _known_dataset(images, dataset, valid, masks, labels, splits, kw)
+    if splits: raise ValueError("--splits is a choice of --dataset cityscapes")
+    if masks and not labels:
+        raise ValueError("--masks needs --labels: name what their values mean, "
+                         "for example --labels camvid11 or --labels sky,road")
+    images, valid = _sound(images), _sound(valid) if valid else .1
+    return picie_dls(images, valid=valid, masks=masks, labels=labels, **kw), {}
+
+# %% ../nbs/cli.ipynb #1a0984c3
+def _known_dataset(images, dataset, valid, masks, labels, splits, kw):
+    "As `_dataset`, for a folder in a layout that the library knows"
+    from picie_nb.data import catalog as datasets
     makers = {k: getattr(datasets, k) for k in ("cocostuff", "cityscapes", "camvid", "pascal")}
     makers["auto"] = datasets.open_dataset
     if dataset not in makers: raise ValueError(f"--dataset {dataset}: use one of {', '.join(makers)}")
     if masks or valid and dataset != "camvid":
-        raise ValueError(f"--dataset {dataset} finds validation images and masks by itself: leave out --valid and --masks")
+        raise ValueError(f"--dataset {dataset} finds validation images and masks by itself: "
+                         "leave out --valid and --masks")
     given = {k: v for k, v in dict(labels=labels, splits=splits, valid=valid).items() if v}
     if splits and dataset not in ("cityscapes", "auto"):
         raise ValueError("--splits is a choice of --dataset cityscapes")
@@ -244,13 +282,44 @@ def _dataset(images, dataset, valid, masks, labels, splits, kw):
     print(ds)
     return ds.dls(**kw), ds.about()
 
+# %% ../nbs/cli.ipynb #8fc51f9d
+def _say_data(learn, clusters, backbone, started)->bool:
+    "Print what the training has. Will there be a score? `started`: the backbone's weights are not random"
+    train, valid = learn.dls.train_ds.items, learn.dls.valid_ds.items
+    print(f"{len(train)} training and {len(valid)} validation images, "
+          f"{clusters} clusters, backbone {backbone}")
+    if len(train) == 1 and not started:
+        raise ValueError("one image is too few to train from random weights: "
+                         "add images, or use --weights FILE")
+    scored = any(hasattr(m, "cm") for m in learn.metrics)
+    if not scored: print("no masks, so there will be no score")
+    if both := len({*map(str, train)} & {*map(str, valid)}): print(f"{both} images are used for both")
+    return scored
+
+# %% ../nbs/cli.ipynb #6dad0e93
+def _train_or_stop(learn, epochs, draws, out, run, **kwargs)->dict:
+    "`_train`, but what stops it after a complete epoch leaves a segmenter"
+    from picie_nb.training.checkpoint import _found, _locks
+    try: return _train(learn, epochs, draws, checkpoint=run, **kwargs)
+    except KeyboardInterrupt:
+        if not _found(run): raise # no epoch is complete
+        print(f"stopping: writing {out} as far as it has come", file=sys.stderr)
+        learn.segmenter().save(out)
+        raise KeyboardInterrupt(f"stopped in epoch {learn.epoch+1} of {epochs}; {out} is what there is. "
+                                "To go on, give the same command with --resume") from None
+    except Exception:
+        if run.resolve() in _locks and not _found(run): _remove(run) # it is ours, and holds nothing
+        raise
+
+# %% ../nbs/cli.ipynb #5b8da99f
 def _train(learn, epochs:int, draws:int, before=None, about={}, **kwargs)->dict:
-    "Score, train, score; `before` is the score of another network to start the table from, `about` tells of the data; the rest goes to `fit`"
+    "Score, train, score; `before`: of another network, for the table; `about`: the data; rest: for `fit`"
     from dataclasses import asdict
     start = learn.score(draws, **about) if draws else None
     scores = {"untrained": before, "PCA start": start} if before else {"untrained": start} if draws else {}
     history = _fit(learn, epochs, scores, **kwargs)
-    if learn.config.refine and scores: print("(each row: one draw of K-means, not refined; below: refined, as the model is used)")
+    if learn.config.refine and scores:
+        print("(each row: one draw of K-means, not refined; below: refined, as the model is used)")
     if draws: scores["trained"] = learn.score(draws, **about)
     for name, s in scores.items():
         acc, miou = (f"{100*getattr(s, k):.1f} ± {100*s.std[k]:.1f}" for k in ("acc", "miou"))
@@ -261,11 +330,24 @@ def _train(learn, epochs:int, draws:int, before=None, about={}, **kwargs)->dict:
                 history=history, epochs=epochs,
                 protocol=draws and res["trained"]["protocol"] or None, config=asdict(learn.config))
 
+# %% ../nbs/cli.ipynb #10545696
+def _write_training(learn, report, out, json, sheet):
+    "Write the segmenter, the report and a contact sheet of validation images"
+    from picie_nb.data.folders import _drawing
+    from picie_nb.segmenter import _replacing
+    from picie_nb.use.gallery import contact_sheet
+    seg = learn.segmenter()
+    print(f"wrote {seg.save(out)}")
+    if json: print(f"wrote {_write_json(json, report)}")
+    with _replacing(sheet) as tmp:
+        contact_sheet(seg, learn.dls.valid_ds.items).save(tmp, format="PNG", **_drawing())
+    print(f"wrote {sheet}")
+
 # %% ../nbs/cli.ipynb #39190a90
 @command
 def picie_check(
     root:str, # folder of a data set in a known layout, or of images
-    labels:str=None, # what the values of the masks mean: cocostuff27, names such as sky,road, or a file; default: the data set's own
+    labels:str=None, # cocostuff27, sky,road, or a file; default: the data set's own
     splits:str=None, # for cityscapes: published or standard splits
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
@@ -273,8 +355,8 @@ def picie_check(
 ):
     "Look at every image and mask of a data set before training on it"
     from picie_nb.data.catalog import check_dataset, open_dataset
-    res = check_dataset(open_dataset(root, **{k: v for k, v in dict(labels=labels, splits=splits).items() if v}),
-                        n_workers=num_workers)
+    given = {k: v for k, v in dict(labels=labels, splits=splits).items() if v}
+    res = check_dataset(open_dataset(root, **given), n_workers=num_workers)
     print(res)
     if json: print(f"wrote {_write_json(json, res.to_dict())}")
     return 0 if res.ok else 1
@@ -286,28 +368,64 @@ def picie_segment(
     *paths:str, # images, or folders of images
     out:str="segments", # folder to write to
     overlay:bool=False, # write the image with its clusters painted over it as well?
-    size:int=None, # short side at which images enter the network, in tiles if it is large; default that of the segmenter
+    size:int=None, # short side in the network, tiled if large; default: the segmenter's
     bs:int=8, # images that enter the network together, if they have one size
-    onnx:bool=False, # run MODEL in onnxruntime? Goes without saying if MODEL is an .onnx file
+    onnx:bool=False, # run MODEL in onnxruntime? An .onnx file always does
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
     "Segment images and folders of images with a trained segmenter"
-    from picie_nb.data.folders import _drawing
     from picie_nb.segmenter import Segmenter
     import picie_nb.use.stream
-    for name, n in dict(size=size, bs=bs).items():
-        if n is not None and n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
-    if not paths: raise ValueError("no images given: picie-segment MODEL PATH... needs at least one image or folder")
+    _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
+    _need_images(paths, "picie-segment")
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
     jobs = _jobs(paths, out)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
     seg = _onnx_of(model) if onnx else Segmenter.load(model)
     json = _writable(json, "--json") if json else None
-    if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give the name of a folder")
-    pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give the name of a folder")
     files = [f for f, _ in jobs]
-    for (f, rel), s in zip(jobs, _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()):
+    results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
+    done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet)
+    print(f"wrote {len(done)} segmentations, legend.json and manifest.json to {out}")
+    for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
+    report = dict(images=len(done), files=done, failed=failed, out=str(out))
+    if json: print(f"wrote {_write_json(json, dict(report, legend=legend))}")
+    return 1 if failed else 0
+
+# %% ../nbs/cli.ipynb #7618f6c8
+def _onnx_of(model):
+    "MODEL in onnxruntime; a segmenter is written as ONNX first"
+    from picie_nb.segmenter import Segmenter
+    from picie_nb.use.deploy import OnnxSegmenter
+    if Path(model).suffix == ".onnx": return OnnxSegmenter(model)
+    with tempfile.TemporaryDirectory() as d:
+        return OnnxSegmenter(Segmenter.load(model).to_onnx(Path(d)/"model.onnx"))
+
+def _one_by_one(seg, files):
+    "In order, a `Segmentation` or (file, reason) for every file"
+    for f in files:
+        try: yield seg(f)
+        except (ValueError, OSError) as e: yield str(f), str(e)
+
+def _need_images(paths, name):
+    if not paths:
+        raise ValueError(f"no images given: {name} MODEL PATH... needs at least one image or folder")
+
+# %% ../nbs/cli.ipynb #0cd29826
+def _legend(seg, pixels)->list:
+    "Cluster, name, colour and share of pixels, for `legend.json`"
+    share = pixels/max(pixels.sum(), 1)
+    return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
+            for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
+
+def _write_maps(seg, jobs, results, out, overlay, quiet)->tuple:
+    "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
+    from picie_nb.data.folders import _drawing
+    pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
+    for (f, rel), s in zip(jobs, results):
         if isinstance(s, tuple): failed.update([s]); continue
         s.save(out/rel)
         done[rel.as_posix()] = os.path.abspath(f)
@@ -319,60 +437,41 @@ def picie_segment(
     legend = _legend(seg, pixels)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
-    print(f"wrote {len(done)} segmentations, legend.json and manifest.json to {out}")
-    for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
-    if json: print(f"wrote {_write_json(json, dict(images=len(done), files=done, failed=failed, out=str(out), legend=legend))}")
-    return 1 if failed else 0
-
-# %% ../nbs/cli.ipynb #7618f6c8
-def _onnx_of(model):
-    "MODEL in onnxruntime; a segmenter is written as ONNX first"
-    from picie_nb.segmenter import Segmenter
-    from picie_nb.use.deploy import OnnxSegmenter
-    if Path(model).suffix == ".onnx": return OnnxSegmenter(model)
-    with tempfile.TemporaryDirectory() as d: return OnnxSegmenter(Segmenter.load(model).to_onnx(Path(d)/"model.onnx"))
-
-def _one_by_one(seg, files):
-    "In order, a `Segmentation` or (file, reason) for every file"
-    for f in files:
-        try: yield seg(f)
-        except (ValueError, OSError) as e: yield str(f), str(e)
-
-def _legend(seg, pixels)->list:
-    "Cluster, name, colour and share of pixels, for `legend.json`"
-    share = pixels/max(pixels.sum(), 1)
-    return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
-            for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
+    return done, failed, legend
 
 # %% ../nbs/cli.ipynb #5ba28e24
 def _jobs(paths, out=None)->list:
-    "(file, relative name of its PNG) for every image; two images never share a name, and no photo is overwritten"
+    "(file, relative name of its PNG) for every image; no two share a name, and no photo is overwritten"
     from picie_nb.data.folders import image_files, _is_drawn
     jobs, drawn = [], 0
     for p in map(Path, paths):
         if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
         if out and p.is_dir() and p.resolve() == out.resolve():
             raise ValueError(f"--out {out} is the folder of the images: give another folder")
-        skip = out.resolve() if out and p.resolve() in out.resolve().parents else None # what an earlier version wrote there
+        skip = out.resolve() if out and p.resolve() in out.resolve().parents else None # of an earlier version
         for f in image_files(p):
             if p.is_file() and _is_drawn(f): drawn += 1
-            elif skip not in f.resolve().parents: jobs.append((f, f.relative_to(p) if p.is_dir() else Path(f.name)))
+            elif skip not in f.resolve().parents:
+                jobs.append((f, f.relative_to(p) if p.is_dir() else Path(f.name)))
     if drawn: print(f"left out: {drawn} files that this library drew", file=sys.stderr)
     if not jobs: raise ValueError("no images given but what this library drew")
     jobs = _names(jobs)
     for _, rel in jobs if out else ():
         if (out/rel).exists() and not _is_drawn(out/rel):
-            raise ValueError(f"--out {out}: {rel} would take the place of the photo or file that is there: give another folder")
+            raise ValueError(f"--out {out}: {rel} would take the place of the photo or file that is there: "
+                             "give another folder")
     return jobs
 
+# %% ../nbs/cli.ipynb #3d7466a8
 def _names(jobs)->list:
-    "(file, name of its PNG): the image's name with another ending or, if others claim that too, with one more"
-    def key(o): return unicodedata.normalize("NFC", o.as_posix()).casefold() # many disks take these for one name
+    "(file, name of its PNG): the image's with another ending or, if others claim that too, with one more"
+    def key(o): return unicodedata.normalize("NFC", o.as_posix()).casefold() # one name on many disks
+    def longer(o, n): return o.with_name(f"{o.name}{f'_{n}'*(n > 1)}.png")
     claims = Counter(key(o.with_suffix(".png")) for _, o in jobs)
     taken, res = set(claims), []
     for f, o in jobs:
         name = o.with_suffix(".png")
-        if claims[key(name)] > 1: name = next(m for n in count(1) if key(m := o.with_name(f"{o.name}{f'_{n}'*(n > 1)}.png")) not in taken)
+        if claims[key(name)] > 1: name = next(m for n in count(1) if key(m := longer(o, n)) not in taken)
         taken.add(key(name))
         res.append((f, name))
     return res
@@ -391,19 +490,21 @@ def picie_gallery(
     out:str="gallery.html", # page to write
     patches:int=6, # patches for each cluster
     max_images:int=500, # look at this many images at the most
-    json:str=None, # where to write shares, neighbours and places of the patches as JSON; - for the output
+    json:str=None, # where to write what it shows as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
     "Write a page that shows what each cluster looks like"
     from picie_nb.use.gallery import cluster_gallery
     from picie_nb.segmenter import Segmenter
-    if not paths: raise ValueError("no images given: picie-gallery MODEL PATH... needs at least one image or folder")
-    for name, n in dict(patches=patches, max_images=max_images).items():
-        if n < 1: raise ValueError(f"--{name} {n}: must be at least 1")
-    out, seg, json = _writable(out, "--out"), Segmenter.load(model), _writable(json, "--json") if json else None
-    gallery = cluster_gallery(seg, [f for f, _ in _jobs(paths)], n=patches, max_images=max_images)
+    _need_images(paths, "picie-gallery")
+    _at_least_one(patches=patches, max_images=max_images)
+    out, seg = _writable(out, "--out"), Segmenter.load(model)
+    json = _writable(json, "--json") if json else None
+    files = [f for f, _ in _jobs(paths)]
+    gallery = cluster_gallery(seg, files, n=patches, max_images=max_images)
     gallery.to_html(out, title=f"Clusters of {Path(model).name}")
-    print(f"wrote {out}: {len(seg.labels)} clusters in {gallery.n_images} image{'s'*(gallery.n_images != 1)}")
+    n = gallery.n_images
+    print(f"wrote {out}: {len(seg.labels)} clusters in {n} image{'s'*(n != 1)}")
     for why in gallery.failed.values(): print(f"skipped: {why}", file=sys.stderr)
     if json: print(f"wrote {_write_json(json, gallery.to_dict())}")
     return 1 if gallery.failed else 0
@@ -412,68 +513,79 @@ def picie_gallery(
 @command
 def picie_export(
     model:str, # a segmenter written by picie-train
-    out:str, # file to write: .onnx, .pt2 (torch.export), or .safetensors for a segmenter with other names
-    names:str=None, # names of clusters, for example 0=road,3=sky,5=road; clusters with one name become one class
+    out:str, # .onnx, .pt2 (torch.export), or .safetensors with other names
+    names:str=None, # of clusters, as 0=road,3=sky,5=road; one name, one class
     size:str=None, # for .pt2, HEIGHTxWIDTH of the images, for example 480x640
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
-    "Write a trained segmenter as ONNX or torch.export, or with named and merged clusters"
+    "Write a segmenter as ONNX or torch.export, or with named and merged clusters"
     from picie_nb.segmenter import Segmenter
     import picie_nb.use.deploy
     out, seg = _writable(out, "OUT"), Segmenter.load(model)
-    if out.suffix not in (".onnx", ".pt2", ".safetensors"): raise ValueError(f"OUT {out} must end in .onnx, .pt2 or .safetensors")
-    sides = re.fullmatch(r"(\d+)x(\d+)", size or "")
-    if size and not (sides and out.suffix == ".pt2"): raise ValueError(f"--size {size}: give HEIGHTxWIDTH, for example 480x640, for a .pt2 file; others take images of any size")
-    if names:
-        classes = {}
-        for pair in names.split(","):
-            cluster, eq, name = (o.strip() for o in pair.partition("="))
-            if not (eq and name): raise ValueError(f"--names {pair!r}: expected CLUSTER=NAME, for example 3=sky")
-            classes.setdefault(name, []).append(cluster)
-        seg = seg.merged(classes)
-    if out.suffix == ".pt2": seg.to_torch(out, *map(int, sides.groups() if sides else ()))
+    if out.suffix not in (".onnx", ".pt2", ".safetensors"):
+        raise ValueError(f"OUT {out} must end in .onnx, .pt2 or .safetensors")
+    sides = _sides(size, out)
+    if names: seg = seg.merged(_classes(names))
+    if out.suffix == ".pt2": seg.to_torch(out, *sides)
     else: (seg.to_onnx if out.suffix == ".onnx" else seg.save)(out)
     print(f"wrote {out}: {', '.join(seg.labels.names)}")
-    if json: print(f"wrote {_write_json(json, dict(out=str(out), bytes=out.stat().st_size, **seg.header()))}")
+    report = dict(out=str(out), bytes=out.stat().st_size, **seg.header())
+    if json: print(f"wrote {_write_json(json, report)}")
+
+# %% ../nbs/cli.ipynb #b93bdda0
+def _sides(size, out)->tuple:
+    "(height, width) of a text such as 480x640, () for none"
+    sides = re.fullmatch(r"(\d+)x(\d+)", size or "")
+    if size and not (sides and out.suffix == ".pt2"):
+        raise ValueError(f"--size {size}: give HEIGHTxWIDTH, for example 480x640, for a .pt2 file; "
+                         "others take images of any size")
+    return tuple(map(int, sides.groups() if sides else ()))
+
+def _classes(names)->dict:
+    "{name: clusters} of a text such as 0=road,3=sky"
+    classes = {}
+    for pair in names.split(","):
+        cluster, eq, name = (o.strip() for o in pair.partition("="))
+        if not (eq and name): raise ValueError(f"--names {pair!r}: expected CLUSTER=NAME, for example 3=sky")
+        classes.setdefault(name, []).append(cluster)
+    return classes
 
 # %% ../nbs/cli.ipynb #b1e97dad
 @command
 def picie_evaluate(
-    pred_dir:str, # folder of predictions: PNG files with the number of a cluster in every pixel
+    pred_dir:str, # folder of predictions: PNGs with the number of a cluster in a pixel
     true_dir:str, # folder of truths: PNG files with the values that the labels know
-    protocol:str=None, # the rules by which the predictions were made, for example picie-coco27-320
-    labels:str=None, # what the values of the truths mean: camvid11, names such as sky,road, or a file of names, colours and values; without it those of the protocol
+    protocol:str=None, # the rules of the predictions, for example picie-coco27-320
+    labels:str=None, # of the truths: camvid11, sky,road, a file; default: protocol's
     clusters:int=None, # number of clusters; without it as many as occur
-    matching:str=None, # hungarian, many_to_one, per_image, or none if predictions are classes; default: protocol's
+    matching:str=None, # hungarian, many_to_one, per_image, or none; default: protocol's
     resize:bool=False, # enlarge or shrink predictions to the size of their truths?
-    pred_suffix:str="", # what the names of predictions end in, beyond those of the images
+    pred_suffix:str="", # what names of predictions end in, beyond those of images
     true_suffix:str="", # the same for truths, for example _gtFine_labelIds
-    versus:str=None, # folder of other predictions of the same images: are those of PRED_DIR better?
+    versus:str=None, # folder of other predictions: are those of PRED_DIR better?
     bootstrap:int=1000, # resamples of the images for the intervals; 0: no intervals
     json:str=None, # where to write a report as JSON; - for the output
     confusion:str=None, # where to write a picture of the confusion matrix
     quiet:bool=False, # say nothing but complaints?
 ):
     "Score a folder of segmentations against a folder of truths"
-    from picie_nb.evaluate.report import compare, evaluate_folders
+    from picie_nb.evaluate.report import evaluate_folders
     if bootstrap < 0: raise ValueError(f"--bootstrap {bootstrap}: must be 0 or more")
-    if confusion and Path(confusion).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise ValueError(f"--confusion {confusion}: give the name of a picture, such as confusion.png")
-    json, confusion = (_writable(f, f"--{n}") if f else None for n, f in (("json", json), ("confusion", confusion)))
-    matching = matching and matching.replace("-", "_")
-    read = partial(evaluate_folders, true_dir=true_dir, protocol=protocol, labels=labels, n_clusters=clusters,
-                   matching=matching, resize="nearest" if resize else False, pred_suffix=pred_suffix,
+    if confusion: _check_picture(confusion)
+    if matching: matching = matching.replace("-", "_")
+    json = _writable(json, "--json") if json else None
+    confusion = _writable(confusion, "--confusion") if confusion else None
+    read = partial(evaluate_folders, true_dir=true_dir, protocol=protocol,
+                   labels=labels, n_clusters=clusters, matching=matching,
+                   resize="nearest" if resize else False, pred_suffix=pred_suffix,
                    true_suffix=true_suffix)
     ev = read(pred_dir)
     intervals = ev.bootstrap(bootstrap) if bootstrap and len(ev) > 1 else None
     _say_evaluation(ev, intervals)
     report = dict(pred=str(pred_dir), true=str(true_dir), labels=labels, **ev.to_dict())
     report["intervals"] = intervals and intervals.to_dict()
-    if versus:
-        c = compare(ev, read(versus), n=bootstrap or 1000)
-        print(f"A: {pred_dir}, B: {versus}\n{c!r}")
-        report["versus"] = dict(pred=str(versus), **c.to_dict())
+    if versus: report["versus"] = _versus(ev, read(versus), pred_dir, versus, bootstrap)
     if json: print(f"wrote {_write_json(json, report)}")
     if confusion: print(f"wrote {_confusion_picture(ev, confusion)}")
     return report
@@ -487,8 +599,21 @@ def _say_evaluation(ev, intervals):
     print(ev.per_class(), end="\n\n")
     for k, g in ev.groups().items(): print(f"{k}: accuracy {g.acc:.1%}, mIoU {g.miou:.1%}")
     print(intervals or f"accuracy {s.acc:.1%}, mIoU {s.miou:.1%}")
-    print("borders within 2 px {border:.1%}; position explains {position:.1%} (of the truth {truth:.1%}, excess {excess:.1%})".format(**ev.shape))
+    print("borders within 2 px {border:.1%}; position explains {position:.1%} "
+          "(of the truth {truth:.1%}, excess {excess:.1%})".format(**ev.shape))
     print(f"protocol: {', '.join(f'{k}: {v}' for k, v in s.protocol.items())}")
+
+# %% ../nbs/cli.ipynb #16c9aadf
+def _versus(ev, other, pred_dir, versus, bootstrap)->dict:
+    "Print, and return, how two folders of predictions compare"
+    from picie_nb.evaluate.report import compare
+    c = compare(ev, other, n=bootstrap or 1000)
+    print(f"A: {pred_dir}, B: {versus}\n{c!r}")
+    return dict(pred=str(versus), **c.to_dict())
+
+def _check_picture(path):
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise ValueError(f"--confusion {path}: give the name of a picture, such as confusion.png")
 
 def _confusion_picture(ev, path):
     "Draw the confusion matrix into a file"
@@ -506,34 +631,41 @@ def picie_demo(
     epochs:int=5, # passes over the toy scenes
     images:int=128, # number of training scenes
     seed:int=0, # seed of scenes and training
-    size:int=320, # side of a scene in the network, in pixels; it is painted with 3/5 of that
+    size:int=320, # side of a scene in the network, in pixels; painted with 3/5 of that
     json:str=None, # where to write the report as JSON as well; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
     "Train on a toy world: a table, a picture, a segmenter and a report"
-    from picie_nb.data.folders import ToyScenes
-    from picie_nb.backbone import efficientnet_lite0_weights
-    from picie_nb.learner import picie_learner
     out, start = Path(out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     _seed(seed)
+    untrained, learn = _demo_learners(images, size, seed)
+    before, columns = untrained.score(), _demo_columns(untrained)
+    report = _train(learn, epochs, 5, before=before)
+    report.update(seed=seed, seconds=round(time.perf_counter()-start, 1))
+    picture = _demo_picture(learn, columns, out/"demo.png")
+    model = learn.segmenter().save(out/"segmenter.safetensors")
+    written = picture, model, _write_json(out/"report.json", report)
+    for f in written: print(f"wrote {f}")
+    if json: print(f"wrote {_write_json(json, report)}")
+    return report
+
+# %% ../nbs/cli.ipynb #70d030e0
+def _demo_learners(images, size, seed)->tuple:
+    "Learners on a toy world, without and with a PCA of its features as a start"
+    from picie_nb.data.folders import ToyScenes
+    from picie_nb.backbone import efficientnet_lite0_weights
+    from picie_nb.learner import picie_learner
     scenes = ToyScenes(n=images+64, size=3*size//5, seed=seed)
     dls = scenes.dls(bs=16, valid=64/(images+64), seed=seed, size=size, oversample=1.4)
     make = lambda **kw: picie_learner(dls, "tf_efficientnet_lite0", len(scenes.labels),
                                       weights=efficientnet_lite0_weights(), **kw)
     print(f"{images} unlabelled toy scenes, {len(scenes.labels)} clusters; 64 scenes with masks for scoring")
-    untrained, learn = make(pca_init=False), make()
-    before, columns = untrained.score(), _demo_columns(untrained)
-    report = _train(learn, epochs, 5, before=before)
-    report.update(seed=seed, seconds=round(time.perf_counter()-start, 1))
-    picture, model = _demo_picture(learn, columns, out/"demo.png"), learn.segmenter().save(out/"segmenter.safetensors")
-    for f in (picture, model, _write_json(out/"report.json", report)): print(f"wrote {f}")
-    if json: print(f"wrote {_write_json(json, report)}")
-    return report
+    return make(pca_init=False), make()
 
 # %% ../nbs/cli.ipynb #fae5d3a7
 def _demo_columns(learn):
-    "Clusters of the first validation batch, in the colours of their classes: one image (H,W,3) for each scene"
+    "Clusters of the first validation batch in the colours of their classes: an image (H,W,3) for each scene"
     from picie_nb.evaluate.metrics import ConfusionMatrix, hungarian
     cb, classes = learn.cluster, learn.classes
     x, y = learn.dls.valid.one_batch()[:2]
@@ -543,9 +675,11 @@ def _demo_columns(learn):
     for b in learn.dls.valid:
         xb, yb = (o.as_subclass(torch.Tensor) for o in b[:2])
         cm.update(seg.clusters(xb, yb.shape[-2:]), yb)
-    colors = np.concatenate([classes.palette, [[128, 128, 128]]]).astype(np.uint8)[np.asarray(hungarian(cm.mat))]
+    colors = np.concatenate([classes.palette, [[128, 128, 128]]]).astype(np.uint8)
+    colors = colors[np.asarray(hungarian(cm.mat))]
     return [colors[p] for p in pred.cpu().numpy()]
 
+# %% ../nbs/cli.ipynb #fed4e295
 def _demo_picture(learn, untrained, path, n=6):
     "Image, truth, clusters before and after training, one column for each scene"
     from matplotlib.figure import Figure

@@ -22,6 +22,8 @@ from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import params, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
+
+# %% ../nbs/11_learner.ipynb #8ef2f34d
 from .data.labels import LabelSet, palette
 from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
@@ -45,12 +47,18 @@ def picie_config(
     **overrides, # any field of `PiCIEConfig` or `PublishedConfig`
 )->PiCIEConfig: # a `PublishedConfig`, if a field is given that only this has
     "A preset with changes"
-    if preset not in PRESETS: raise ValueError(f"No preset {preset!r}: use one of {', '.join(map(repr, PRESETS))}")
+    if preset not in PRESETS:
+        raise ValueError(f"No preset {preset!r}: use one of "
+                         f"{', '.join(map(repr, PRESETS))}")
     few, all_ = ([f.name for f in fields(c)] for c in (PiCIEConfig, PublishedConfig))
     if unknown := [k for k in overrides if k not in all_]:
-        raise TypeError(f"There is no field {unknown[0]!r}: PiCIEConfig has {', '.join(few)}; PublishedConfig also {', '.join(k for k in all_ if k not in few)}")
-    moving = overrides.get("labels", "start") != "start" # no fixed teacher that sees more, and to go back to
-    values = {"preset": preset, **PRESETS[preset], **(dict(view_scale=1., average=1.) if moving else {}), **overrides}
+        more = ", ".join(k for k in all_ if k not in few)
+        raise TypeError(f"There is no field {unknown[0]!r}: PiCIEConfig has "
+                        f"{', '.join(few)}; PublishedConfig also {more}")
+    # without a fixed teacher, none sees more, and there is no start to go back to
+    moving = overrides.get("labels", "start") != "start"
+    values = {"preset": preset, **PRESETS[preset],
+              **(dict(view_scale=1., average=1.) if moving else {}), **overrides}
     return (PiCIEConfig if set(values) <= set(few) else PublishedConfig)(**values)
 
 # %% ../nbs/11_learner.ipynb #c7c2c45e
@@ -59,85 +67,126 @@ class PiCIELearner(Learner):
     config:PiCIEConfig = None
     first_epoch = 0 # more, if training goes on from a checkpoint
     kept = () # names of parameters that never learn
-    _dls = _home = None # the data, and the data that teacher and centroids were made from
+    _dls = _home = None # the data, and what teacher and centroids were made from
     def fit(self,
         n_epoch:int, # number of epochs
         lr=None, # learning rate, default the configuration's
         wd=None, # weight decay, default the configuration's
         cbs=None, # callbacks for this fit only
-        checkpoint=None, # folder to keep all that is needed to go on after every epoch, see `CheckpointCallback`
+        checkpoint=None, # folder for all that is needed to go on, after every epoch
         resume:bool=False, # go on from what `checkpoint` holds, if anything?
         **kwargs):
         "Train; the learning rate follows `config.schedule`"
-        self.first_epoch, n_epoch, lr, wd = 0, _whole("n_epoch", n_epoch), _plain(lr), _plain(wd)
-        if checkpoint is not None: cbs = L(cbs)+CheckpointCallback(checkpoint, resume, lr=lr, wd=wd)
-        elif resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
+        lr, wd, n_epoch = _plain(lr), _plain(wd), _whole("n_epoch", n_epoch)
+        self.first_epoch, cbs = 0, _keeping(cbs, checkpoint, resume, lr, wd)
         if isinstance(lr, Real): lr = [float(lr)*self.config.backbone_lr, float(lr)]
-        if n_epoch < 1: raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")
-        scheduled = any(isinstance(c, ParamScheduler) for c in L(cbs))
-        if self.config.schedule == "cosine" and not scheduled:
-            return self.fit_flat_cos(n_epoch, lr, pct_start=0., wd=wd, cbs=cbs, **kwargs)
-        super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, **kwargs)
+        if n_epoch < 1:
+            raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")
+        kwargs = dict(wd=wd, cbs=cbs, **kwargs)
+        if self.config.schedule == "cosine" and not _scheduled(cbs):
+            return self.fit_flat_cos(n_epoch, lr, pct_start=0., **kwargs)
+        super().fit(n_epoch, lr=lr, **kwargs)
 
-    def _do_fit(self):
-        self._protect()
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        with reuse_memory() if on_cpu else nullcontext():
-            for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
-                self.epoch = epoch
-                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+# %% ../nbs/11_learner.ipynb #4510287f
+def _keeping(cbs, checkpoint, resume, lr, wd):
+    "Callbacks, with one that writes checkpoints, if they are wanted"
+    if checkpoint is not None: return L(cbs)+CheckpointCallback(checkpoint, resume, lr=lr, wd=wd)
+    if resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
+    return cbs
 
-    def to_distributed(self, sync_bn=True, **kwargs):
-        "As fastai's, with a `TeamTrainer`; `distrib_ctx` calls it"
-        self.add_cb(TeamTrainer(sync_bn, **kwargs))
-        if rank_distrib(): self.remove_cb(ProgressCallback)
-        return self
+def _scheduled(cbs): return any(isinstance(c, ParamScheduler) for c in L(cbs))
 
-    def load(self, *args, **kwargs):
-        "As fastai's; other weights need another teacher and other centroids, which are made when they are next used"
-        if not hasattr(self, "lr_finder"): self._forget() # which brings back what was there
-        return super().load(*args, **kwargs)
+@patch
+def fit_one_cycle(self:PiCIELearner, n_epoch, lr_max=None, *args, **kwargs):
+    "As fastai's"
+    super(PiCIELearner, self).fit_one_cycle(n_epoch, _plain(lr_max), *args, **kwargs)
 
-    def _forget(self):
-        for o in (self.cluster.forget, *(m.reset for m in self.metrics if hasattr(m, "cm"))): o()
+@patch
+def fit_flat_cos(self:PiCIELearner, n_epoch, lr=None, *args, **kwargs):
+    "As fastai's"
+    super(PiCIELearner, self).fit_flat_cos(n_epoch, _plain(lr), *args, **kwargs)
 
-    def freeze_to(self, n):
-        "As fastai's, but what `config.freeze` and a kept projection protect never learns"
-        super().freeze_to(n)
-        self._protect()
+# %% ../nbs/11_learner.ipynb #17310de2
+@patch
+def freeze_to(self:PiCIELearner, n):
+    "As fastai's, but what `config.freeze` and a kept projection protect never learns"
+    super(PiCIELearner, self).freeze_to(n)
+    self._protect()
 
-    def _protect(self):
-        for name, p in self.model.named_parameters():
-            if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
+@patch
+def _protect(self:PiCIELearner):
+    for name, p in self.model.named_parameters():
+        if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
 
-    def fit_one_cycle(self, n_epoch, lr_max=None, *args, **kwargs): "As fastai's"; super().fit_one_cycle(n_epoch, _plain(lr_max), *args, **kwargs)
-    def fit_flat_cos(self, n_epoch, lr=None, *args, **kwargs): "As fastai's"; super().fit_flat_cos(n_epoch, _plain(lr), *args, **kwargs)
+# %% ../nbs/11_learner.ipynb #44e0b2c1
+@patch
+def _do_fit(self:PiCIELearner):
+    self._protect()
+    on_cpu = next(self.model.parameters()).device.type == "cpu"
+    with reuse_memory() if on_cpu else nullcontext():
+        for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
-    def lr_find(self, *args, **kwargs):
-        "As fastai's; teacher, centroids and weights are afterwards what they were"
-        with self.cluster.kept(): return super().lr_find(*args, **kwargs)
+@patch
+def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
+    "As fastai's, with a `TeamTrainer`; `distrib_ctx` calls it"
+    self.add_cb(TeamTrainer(sync_bn, **kwargs))
+    if rank_distrib(): self.remove_cb(ProgressCallback)
+    return self
 
-    def export(self, *args, **kwargs):
-        "As fastai's, with the centroids: an exported learner has no images to find them in"
-        if len(getattr(self.dls.train, "dataset", ())): self.cluster.ready()
-        super().export(*args, **kwargs)
+# %% ../nbs/11_learner.ipynb #dafe85f0
+@patch
+def load(self:PiCIELearner, *args, **kwargs):
+    "As fastai's; teacher and centroids of these weights are made when next used"
+    # `lr_find` brings back what was there
+    if not hasattr(self, "lr_finder"): self._forget()
+    return super(PiCIELearner, self).load(*args, **kwargs)
 
-    @property
-    def dls(self): return self._dls
-    @dls.setter
-    def dls(self, dls):
-        "Other images need another teacher and other centroids; without images, as in `export`, nothing changes"
-        self._dls = dls
-        if not len(getattr(dls.train, "dataset", ())): return
-        if self._home not in (None, id(dls)): self._renew()
-        self._home = id(dls)
+@patch(as_prop=True)
+def dls(self:PiCIELearner): return self._dls
 
-    def _renew(self):
-        self.cluster.size, labels = getattr(self.dls, "size", None), getattr(self.dls, "labels", None)
-        if labels is not None and labels != self.classes:
-            self.classes = labels
-            if _has_masks(self.dls): self.metrics = _scored(self.metrics, hungarian_metrics(self.cluster.n_clusters, labels))
-        self._forget()
+@patch(set_prop=True)
+def dls(self:PiCIELearner, dls):
+    "Other images need another teacher; without images, as in `export`, nothing changes"
+    self._dls = dls
+    if not len(getattr(dls.train, "dataset", ())): return
+    if self._home not in (None, id(dls)): self._renew()
+    self._home = id(dls)
+
+# %% ../nbs/11_learner.ipynb #2eccd39a
+@patch
+def _forget(self:PiCIELearner):
+    for o in (self.cluster.forget, *(m.reset for m in self.metrics if hasattr(m, "cm"))): o()
+
+@patch
+def _renew(self:PiCIELearner):
+    self.cluster.size, labels = getattr(self.dls, "size", None), getattr(self.dls, "labels", None)
+    if labels is not None and labels != self.classes:
+        self.classes, new = labels, hungarian_metrics(self.cluster.n_clusters, labels)
+        if _has_masks(self.dls): self.metrics = _scored(self.metrics, new)
+    self._forget()
+
+def _scored(metrics, new): # with other metrics in the place of those for masks
+    names = {m.name for m in new}
+    return L(m for m in metrics if m.name not in names) + new
+
+def _has_masks(dls)->bool:
+    "Do validation batches carry masks?"
+    b = dls.valid.one_batch() if len(dls.loaders) > 1 and len(dls.valid) else ()
+    return isinstance(b, (tuple, list)) and len(b) > 1 and b[1].ndim == 3
+
+# %% ../nbs/11_learner.ipynb #b56f7f9e
+@patch
+def lr_find(self:PiCIELearner, *args, **kwargs):
+    "As fastai's; teacher, centroids and weights are afterwards what they were"
+    with self.cluster.kept(): return super(PiCIELearner, self).lr_find(*args, **kwargs)
+
+@patch
+def export(self:PiCIELearner, *args, **kwargs):
+    "As fastai's, with the centroids: an exported learner has no images to make them"
+    if len(getattr(self.dls.train, "dataset", ())): self.cluster.ready()
+    super(PiCIELearner, self).export(*args, **kwargs)
 
 # %% ../nbs/11_learner.ipynb #a5508e58
 class EpochRows(Callback):
@@ -146,8 +195,10 @@ class EpochRows(Callback):
     def __init__(self): self.rows, self.trained = [], False
     def before_train(self): self.trained = not hasattr(self.learn, "lr_finder")
     def after_epoch(self):
-        names, values = self.learn.recorder.metric_names[1:-1], self.learn.recorder.values
-        if self.trained and values: self.rows.append(dict(zip(names, map(float, values[-1]))))
+        rec = self.learn.recorder
+        names, values = rec.metric_names[1:-1], rec.values
+        if self.trained and values:
+            self.rows.append(dict(zip(names, map(float, values[-1]))))
         self.trained = False
 
 # %% ../nbs/11_learner.ipynb #a36fe163
@@ -165,50 +216,15 @@ def _plain_images(dls, n:int, size:int=None):
         yield x
         if (seen := seen+len(x)) >= n: return
 
-# %% ../nbs/11_learner.ipynb #4e896112
-def picie_learner(
-    dls, # fastai `DataLoaders` whose batches start with images, for example from `picie_dls`
-    backbone:str="resnet18", # a torchvision ResNet or any timm model, see `create_backbone`
-    n_clusters:int=27, # K
-    preset:str="improved", # "improved", "paper" or "official"
-    pretrained:bool=True, # start from pretrained weights?
-    weights=None, # file or state dict with the backbone's weights, instead of a download
-    classes:LabelSet=None, # classes of the validation masks, default `dls.labels`
-    metrics=None, # further metrics
-    cbs=None, # further callbacks
-    path=None, # folder for fastai's files, default `dls.path`
-    **overrides, # any field of `PiCIEConfig` or `PublishedConfig`
-)->PiCIELearner:
-    "A learner that segments without labels"
-    if not pretrained and weights is None: # nothing worth keeping: no statistics, no layers, no teacher
-        overrides = {"batchnorm": "train", "freeze": 0, "labels": "snapshot", **overrides}
-    cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
-    size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
-    net = PiCIENet(create_backbone(backbone, pretrained=pretrained, weights=weights), cfg.dim).to(dls.device)
-    if net.backbone.fixed:
-        _check_sizes(net.backbone, dls, size)
-        cfg = replace(cfg, view_scale=1.) # views of the one size, too
-    if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size))
-    if cfg.freeze: freeze_(net.backbone, _freeze_at(net.backbone.strides, cfg.freeze))
-    if cfg.fixed_views and getattr(dls, "crop", "center") == "random":
-        warnings.warn("fixed_views needs the same square of an image in every epoch: use picie_dls(crop='center')")
-    cluster = cfg.callback(size)
-    scored = hungarian_metrics(cfg.n_clusters, classes) if classes is not None and _has_masks(dls) else []
-    learn = PiCIELearner(dls, net, loss_func=cfg.loss(), opt_func=partial(Adam, sqr_mom=.999, eps=1e-8),
-                         splitter=picie_splitter, wd=cfg.wd, path=path,
-                         lr=[cfg.lr*cfg.backbone_lr, cfg.lr], cbs=[cluster, EpochRows(), *L(cbs)],
-                         metrics=cluster.metrics()+scored+list(L(metrics)))
-    learn.config, learn.classes = cfg, classes
-    learn.kept = frozenset(n for n, p in net.named_parameters() if not p.requires_grad)
-    return learn
-
+# %% ../nbs/11_learner.ipynb #e4ea1d0d
 def _check_sizes(net, dls, size):
     "Raise if a network that takes images of one size would meet others"
     def check(shape, what, use):
-        if not net.fits(*shape): raise ValueError(f"{net.name} takes images of {side}x{side} pixels only, and {what} are "
-            f"{shape[0]}x{shape[1]}: use {use}, or another backbone")
+        if not net.fits(*shape): raise ValueError(f"{net.name} takes images of {side}x{side} pixels only, "
+            f"and {what} are {shape[0]}x{shape[1]}: use {use}, or another backbone")
     side, first = min(net.built_for), lambda b: (b[0] if isinstance(b, (tuple, list)) else b).shape[-2:]
-    check((size, size) if size else first(dls.train.one_batch()), "training images", f"picie_dls(size={side})")
+    shape = (size, size) if size else first(dls.train.one_batch())
+    check(shape, "training images", f"picie_dls(size={side})")
     for b in dls.valid if len(dls.loaders) > 1 else ():
         check(first(b), "validation images", f"picie_dls(size={side}, valid_crop='center')")
 
@@ -216,14 +232,55 @@ def _freeze_at(strides, stride:int)->int:
     "The deepest level up to `stride`; a network with one stride for all levels is frozen as a whole"
     return strides[0] if len(set(strides)) == 1 else max([o for o in strides if o <= stride], default=0)
 
-def _scored(metrics, new): # with other metrics in the place of those for masks
-    names = {m.name for m in new}
-    return L(m for m in metrics if m.name not in names) + new
+# %% ../nbs/11_learner.ipynb #6754d95d
+def _network(dls, backbone, cfg:PiCIEConfig, size)->tuple:
+    "The network at its start, and the configuration as it allows it"
+    net = PiCIENet(backbone, cfg.dim).to(dls.device)
+    if backbone.fixed:
+        _check_sizes(backbone, dls, size)
+        cfg = replace(cfg, view_scale=1.) # views of the one size, too
+    if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size))
+    if cfg.freeze: freeze_(backbone, _freeze_at(backbone.strides, cfg.freeze))
+    return net, cfg
 
-def _has_masks(dls)->bool:
-    "Do validation batches carry masks?"
-    b = dls.valid.one_batch() if len(dls.loaders) > 1 and len(dls.valid) else ()
-    return isinstance(b, (tuple, list)) and len(b) > 1 and b[1].ndim == 3
+def _wired(dls, net, cfg:PiCIEConfig, size, classes, metrics, cbs, path)->PiCIELearner:
+    "A learner around the network"
+    cluster, masks = cfg.callback(size), classes is not None and _has_masks(dls)
+    scored = hungarian_metrics(cfg.n_clusters, classes) if masks else []
+    learn = PiCIELearner(
+        dls, net, loss_func=cfg.loss(), opt_func=partial(Adam, sqr_mom=.999, eps=1e-8),
+        splitter=picie_splitter, lr=[cfg.lr*cfg.backbone_lr, cfg.lr], wd=cfg.wd,
+        path=path, cbs=[cluster, EpochRows(), *L(cbs)],
+        metrics=cluster.metrics()+scored+list(L(metrics)))
+    learn.config, learn.classes = cfg, classes
+    learn.kept = frozenset(n for n, p in net.named_parameters() if not p.requires_grad)
+    return learn
+
+# %% ../nbs/11_learner.ipynb #4e896112
+def picie_learner(
+    dls, # fastai `DataLoaders` whose batches start with images, such as `picie_dls`
+    backbone:str="tf_efficientnet_lite0", # or another name, see `create_backbone`
+    n_clusters:int=27, # K
+    preset:str="improved", # "improved", "paper" or "official"
+    pretrained:bool=True, # start from pretrained weights?
+    weights=None, # file or state dict with the backbone's weights, not to download them
+    classes:LabelSet=None, # classes of the validation masks, default `dls.labels`
+    metrics=None, # further metrics
+    cbs=None, # further callbacks
+    path=None, # folder for fastai's files, default `dls.path`
+    **overrides, # any field of `PiCIEConfig` or `PublishedConfig`
+)->PiCIELearner:
+    "A learner that segments without labels"
+    if not pretrained and weights is None: # no statistics, layers or teacher to keep
+        overrides = dict(batchnorm="train", freeze=0, labels="snapshot") | overrides
+    cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
+    size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
+    net = create_backbone(backbone, pretrained=pretrained, weights=weights)
+    net, cfg = _network(dls, net, cfg, size)
+    if cfg.fixed_views and getattr(dls, "crop", "center") == "random":
+        warnings.warn("fixed_views needs the same square of an image in every epoch: "
+                      "use picie_dls(crop='center')")
+    return _wired(dls, net, cfg, size, classes, metrics, cbs, path)
 
 # %% ../nbs/11_learner.ipynb #b3f031bb
 @patch
@@ -240,12 +297,15 @@ def plot_history(self:PiCIELearner,
     import matplotlib.pyplot as plt
     h = self.history()
     if not h: raise ValueError("Nothing to plot yet: call fit first")
-    panels = [[n for n in p if n in h[0]] for p in (("within", "cross"), ("clusters",), ("accuracy", "miou"))]
-    panels = [p for p in panels if p]
-    fig, axs = plt.subplots(1, len(panels), figsize=figsize or (3*len(panels), 2.5), squeeze=False)
+    panels = ("within", "cross"), ("clusters",), ("accuracy", "miou")
+    panels = [o for p in panels if (o := [n for n in p if n in h[0]])]
+    fig, axs = plt.subplots(1, len(panels), figsize=figsize or (3*len(panels), 2.5),
+                            squeeze=False)
     colours = dict(within="C2", cross="C3", accuracy="C4", miou="C5")
     for ax, names in zip(axs[0], panels):
-        for n, m in zip(names, "os"): ax.plot(range(1, len(h)+1), [o[n] for o in h], m+"-", label=n, color=colours.get(n, ".3"))
+        for n, m in zip(names, "os"):
+            ax.plot(range(1, len(h)+1), [o[n] for o in h], m+"-", label=n,
+                    color=colours.get(n, ".3"))
         ax.set(xlabel="epoch", xticks=range(1, len(h)+1) if len(h) < 11 else None)
         ax.legend(frameon=False)
     fig.tight_layout()
@@ -256,52 +316,40 @@ def score(self:PiCIELearner,
     n_draws:int=5, # independent K-means runs on the same features
     dl=None, # batches (image, mask), default the validation set
     matching:str="hungarian", # see `picie_nb.evaluate.metrics.score`
-    refine:int=None, # rounds of edge-aware refinement, see `refine`; None: the configuration's
+    refine:int=None, # rounds of edge-aware refinement; None: the configuration's
     draws:list=None, # centroids (K,D) to score, instead of fresh ones
     **protocol, # what else the reader of the number must know
 )->Scores:
-    "Accuracy and mIoU on the validation masks with fresh centroids, for several draws of K-means"
+    "Accuracy and mIoU with fresh centroids, for several draws of K-means"
     if self.classes is None or dl is None and not _has_masks(self.dls):
-        raise ValueError("There are no masks to score against: give picie_dls masks= and labels=")
-    draws, refine = draws or self.cluster.fresh(_whole("n_draws", n_draws)), self.config.refine if refine is None else refine
-    own = dl is None or any(dl is o for o in self.dls.loaders) # others come as they do, whatever this data says
-    protocol = {"geometry": getattr(self.dls if own else None, "geometry", "batches as they come"),
+        raise ValueError("There are no masks to score against: "
+                         "give picie_dls masks= and labels=")
+    draws = draws or self.cluster.fresh(_whole("n_draws", n_draws))
+    refine = self.config.refine if refine is None else refine
+    # batches from elsewhere come as they do, whatever this data says
+    own = self.dls if dl is None or any(dl is o for o in self.dls.loaders) else None
+    protocol = {"geometry": getattr(own, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
     batches = map(self._set_device, self.dls.valid if dl is None else dl)
-    return score_draws(unwrap(self.model), draws, batches, self.classes, self.cluster.readout, matching, refine, **protocol)
+    return score_draws(unwrap(self.model), draws, batches, self.classes,
+                       self.cluster.readout, matching, refine, **protocol)
 
-# %% ../nbs/11_learner.ipynb #27f2702b
+# %% ../nbs/11_learner.ipynb #804a9c75
 @patch
 @torch.no_grad()
-def show_results(self:PiCIELearner,
-    ds_idx:int=1, # 0: training images, 1: validation images
-    max_n:int=4, # number of images
-    figsize:tuple=None, # inches
-):
-    "Image, truth where there is one, and clusters, one column for each image"
-    import matplotlib.pyplot as plt
+def _pictures(self:PiCIELearner, ds_idx:int)->tuple: # ({row: images}, clusters (B,H,W))
+    "What `show_results` draws of one batch"
     self.cluster.ready()
     b = self._set_device(self.dls[ds_idx].one_batch())
     x, y = (b[0], b[1]) if len(b) > 1 and self.classes is not None else (b[0], None)
-    net = unwrap(self.model).eval()
-    if ds_idx == 0: x = self.cluster.plain(x.as_subclass(Tensor))
-    size = x.shape[-2:] if y is None else y.shape[-2:]
-    f = F.normalize(net(x.as_subclass(Tensor)).float(), dim=1)
-    s = scores(f, self.cluster.mu_eval, self.cluster.readout)
-    p = upsampled_argmax(refined_scores(s, x.as_subclass(Tensor), self.config.refine) if self.config.refine else s, size).cpu()
-    rows = dict(image=[o.permute(1, 2, 0).cpu() for o in x.as_subclass(Tensor)])
+    x, net = x.as_subclass(Tensor), unwrap(self.model).eval()
+    if ds_idx == 0: x = self.cluster.plain(x)
+    s = scores(F.normalize(net(x).float(), dim=1), self.cluster.mu_eval, self.cluster.readout)
+    if self.config.refine: s = refined_scores(s, x, self.config.refine)
+    p = upsampled_argmax(s, x.shape[-2:] if y is None else y.shape[-2:]).cpu()
+    rows = dict(image=[o.permute(1, 2, 0).cpu() for o in x])
     if y is not None: rows["truth"] = [self.classes.colorize(o) for o in y.as_subclass(Tensor).cpu()]
-    rows["clusters"] = [self._cluster_colors()[o] for o in p]
-    n = min(max_n, len(x))
-    fig, axs = plt.subplots(len(rows), n, figsize=figsize or (1.9*n, 1.9*len(rows)*size[0]/size[1]), squeeze=False)
-    for row, (name, ims) in zip(axs, rows.items()):
-        for ax, im in zip(row, ims): ax.imshow(im, interpolation="nearest"); ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-    if y is None:
-        from matplotlib.patches import Patch
-        handles = [Patch(color=palette(k+1)[k]/255, label=f"cluster {k}") for k in p[:n].unique().tolist()]
-        fig.legend(handles=handles, ncols=4, loc="lower center", frameon=False)
-    fig.tight_layout(rect=(0, 0 if y is not None else .12, 1, 1))
+    return {**rows, "clusters": [self._cluster_colors()[o] for o in p]}, p
 
 @patch
 def _cluster_colors(self:PiCIELearner)->np.ndarray:
@@ -309,24 +357,52 @@ def _cluster_colors(self:PiCIELearner)->np.ndarray:
     k, colors = self.cluster.n_clusters, palette(self.cluster.n_clusters)
     m = next((m.cm for m in self.metrics if hasattr(m, "cm")), None)
     if m is None or self.classes is None or not m.mat.sum(): return colors
-    a = np.asarray(hungarian(m.mat))
-    return np.stack([self.classes.palette[a[i]] if a[i] >= 0 else np.array([128]*3, np.uint8) for i in range(k)])
+    a, none = np.asarray(hungarian(m.mat)), np.array([128]*3, np.uint8)
+    return np.stack([self.classes.palette[a[i]] if a[i] >= 0 else none for i in range(k)])
+
+# %% ../nbs/11_learner.ipynb #27f2702b
+@patch
+def show_results(self:PiCIELearner,
+    ds_idx:int=1, # 0: training images, 1: validation images
+    max_n:int=4, # number of images
+    figsize:tuple=None, # inches
+):
+    "Image, truth where there is one, and clusters, one column for each image"
+    import matplotlib.pyplot as plt
+    rows, p = self._pictures(ds_idx)
+    n, (h, w), masks = min(max_n, len(p)), p.shape[-2:], "truth" in rows
+    figsize = figsize or (1.9*n, 1.9*len(rows)*h/w)
+    fig, axs = plt.subplots(len(rows), n, figsize=figsize, squeeze=False)
+    for row, (name, ims) in zip(axs, rows.items()):
+        for ax, im in zip(row, ims):
+            ax.imshow(im, interpolation="nearest"); ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    if not masks: _cluster_legend(fig, p[:n].unique().tolist())
+    fig.tight_layout(rect=(0, 0 if masks else .12, 1, 1))
+
+# %% ../nbs/11_learner.ipynb #f7b67249
+def _cluster_legend(fig, found):
+    from matplotlib.patches import Patch
+    handles = [Patch(color=palette(k+1)[k]/255, label=f"cluster {k}") for k in found]
+    fig.legend(handles=handles, ncols=4, loc="lower center", frameon=False)
 
 # %% ../nbs/11_learner.ipynb #43229319
 @patch
 def segmenter(self:PiCIELearner,
     names=None, # {cluster: name}
-    size:int=None, # short side at which images enter the network, default that at which the centroids were found
+    size:int=None, # short side of its inputs, default that of the centroids' images
 )->Segmenter:
     "The trained model, ready to segment images and to be saved"
     self.cluster.ready()
-    size = (self.cluster.read_at or getattr(self.dls, "size", None) or 224) if size is None else _whole("size", size)
+    own = self.cluster.read_at or getattr(self.dls, "size", None) or 224
+    size = own if size is None else _whole("size", size)
     net = copy.deepcopy(unwrap(self.model)).cpu()
     if hasattr(net, "classifiers"): del net.classifiers # MDC's, of use in training only
-    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
+    config = {k: list(v) if isinstance(v, tuple) else v
+              for k, v in asdict(self.config).items()}
     info = dict(config=config, epochs=len(self.history()))
-    return Segmenter(net, self.cluster.mu_eval.cpu(),
-                     size=size, readout=self.cluster.readout, names=names, info=info, refine=self.config.refine)
+    return Segmenter(net, self.cluster.mu_eval.cpu(), size=size, names=names, info=info,
+                     readout=self.cluster.readout, refine=self.config.refine)
 
 # %% ../nbs/11_learner.ipynb #0b5df561
 @patch
@@ -334,12 +410,13 @@ def cluster_tree(self:PiCIELearner,
     n_leaves:int=100, # small clusters to begin with
 )->ClusterTree:
     "All numbers of clusters at once, from one pass over the training images"
-    model = unwrap(self.model)
-    n_leaves = _whole("n_leaves", n_leaves)
-    z, = self.cluster.sample(model.eval(), augment=False, least=256)
-    if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only {len(z)} points: use fewer")
-    r, base = self.cluster.kmeans(z, max(n_leaves, self.cluster.n_clusters)), self.segmenter()
-    return ClusterTree(base.net, r.centroids, r.counts, self.cluster.merge_power, size=base.size, readout=base.readout, info=base.info, refine=base.refine)
+    n_leaves, cb = _whole("n_leaves", n_leaves), self.cluster
+    z, = cb.sample(unwrap(self.model).eval(), augment=False, least=256)
+    if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only "
+                                           f"{len(z)} points: use fewer")
+    r, base = cb.kmeans(z, max(n_leaves, cb.n_clusters)), self.segmenter()
+    return ClusterTree(base.net, r.centroids, r.counts, cb.merge_power, size=base.size,
+                       readout=base.readout, info=base.info, refine=base.refine)
 
 # %% ../nbs/11_learner.ipynb #6220a832
 @patch
@@ -348,8 +425,9 @@ def stability(self:PiCIELearner,
     n_leaves:int=100, # clusters before merging
     **kwargs # of `picie_nb.use.tree.stability`: n_draws, n_points, generator
 )->dict: # {K: stability, at most 1}
-    "How well do clusters of different halves of the training images agree, for each K?"
+    "How well do clusters of two halves of the training images agree, for each K?"
     model, zs = unwrap(self.model).eval(), []
-    for n, (z,) in self.cluster.stream(model, augment=False, least=256): zs.append(z.view(n, -1, z.shape[1]))
+    for n, (z,) in self.cluster.stream(model, augment=False, least=256):
+        zs.append(z.view(n, -1, z.shape[1]))
     z = torch.cat(zs)
     return stability(z.flatten(0, 1), ks, z.shape[1], n_leaves, **kwargs)

@@ -18,20 +18,21 @@ def _check(z, y, mu, tau):
     "Clear errors instead of a failing matrix product"
     pixels = z.shape[:1]+z.shape[2:]
     if not tau>0: raise ValueError(f"tau must be greater than 0, not {tau}")
-    if y.shape!=pixels: raise ValueError(f"features {tuple(z.shape)} need labels {tuple(pixels)}, not {tuple(y.shape)}")
+    if y.shape!=pixels:
+        raise ValueError(f"features {tuple(z.shape)} need labels {tuple(pixels)}, not {tuple(y.shape)}")
     if mu.ndim!=2 or mu.shape[1]!=z.shape[1]:
         raise ValueError(f"features {tuple(z.shape)} need centroids (K, {z.shape[1]}), not {tuple(mu.shape)}")
 
 # %% ../nbs/08_losses.ipynb #96f462f0
 def cluster_loss(
     z:Tensor, # features, (B,D,h,w) or (N,D)
-    y:Tensor, # cluster of every pixel, (B,h,w) or (N,), int64 in 0..K-1; -100 = not counted
+    y:Tensor, # cluster of each pixel, (B,h,w) or (N,), int64 0..K-1; -100 = not counted
     mu:Tensor, # centroids, (K,D); constants: no gradient reaches them
-    metric:str="cosine", # how pixels and centroids are compared, "cosine" or "dot", see `scores`
+    metric:str="cosine", # "cosine" or "dot", see `scores`
     tau:float=1., # temperature: smaller is sharper
-    weight:Tensor=None, # weight of each cluster, (K,); the mean over pixels is then a weighted mean
+    weight:Tensor=None, # of each cluster, (K,); the mean is then a weighted mean
 )->Tensor: # mean over pixels, scalar
-    "Cross-entropy of each pixel's similarities to fixed centroids, against its own cluster"
+    "Cross-entropy of each pixel's similarities to fixed centroids, for its own cluster"
     _check(z, y, mu, tau)
     return F.cross_entropy(scores(z, mu.detach(), metric)/tau, y, weight=weight)
 
@@ -40,21 +41,27 @@ def loss_limits(
     k:int, # number of clusters, K >= 2
     tau:float=1., # temperature
 )->dict: # floor, simplex, orthogonal, uniform, ceiling of the mean loss, in nats
-    "Landmarks of `cluster_loss` when scores are cosines (or dot products in [-1,1]) over `tau`"
-    if k<2 or not tau>0: raise ValueError(f"k={k} must be at least 2 and tau={tau} greater than 0")
-    def at(gap): return float(torch.tensor([0., math.log(k-1)-gap/tau], dtype=torch.float64).logsumexp(0))
-    return dict(floor=at(2), simplex=at(k/(k-1)), orthogonal=at(1), uniform=math.log(k), ceiling=at(-2))
+    "Landmarks of `cluster_loss` when scores are numbers in [-1,1] over `tau`"
+    if k<2 or not tau>0:
+        raise ValueError(f"k={k} must be at least 2 and tau={tau} greater than 0")
+    def at(gap):
+        return float(torch.tensor([0., math.log(k-1)-gap/tau],
+                                  dtype=torch.float64).logsumexp(0))
+    return dict(floor=at(2), simplex=at(k/(k-1)), orthogonal=at(1), uniform=math.log(k),
+                ceiling=at(-2))
 
 # %% ../nbs/08_losses.ipynb #988c760a
 def balance_weights(
     counts:Tensor, # pixels in each cluster, (K,)
-    mode:str="inverse", # "none", "proportional" (the published code's), "inverse" or "inverse_sqrt"
+    mode:str="inverse", # "none", "proportional", "inverse" or "inverse_sqrt"
 )->Tensor: # weight of each cluster, (K,) float32; None for "none"
     "Weights of the clusters for `cluster_loss`, from their sizes"
     power = dict(none=None, proportional=1, inverse=-1, inverse_sqrt=-.5)
-    if mode not in power: raise ValueError(f"mode must be one of {', '.join(power)}, not {mode!r}")
+    if mode not in power:
+        raise ValueError(f"mode must be one of {', '.join(power)}, not {mode!r}")
     if mode=="none": return None
-    if not counts.sum()>0: raise ValueError("all clusters are empty: count their pixels first")
+    if not counts.sum()>0:
+        raise ValueError("all clusters are empty: count their pixels first")
     n = counts.float()
     if mode=="proportional": return n/n.sum()
     w = torch.where(n>0, n, n[n>0].min())**power[mode]
@@ -70,12 +77,14 @@ class PiCIELoss:
         cross:float=1., # weight of the cross-view part
     ):
         if min(within, cross)<0 or within+cross==0:
-            raise ValueError(f"within={within} and cross={cross} must be >= 0, and one > 0")
+            raise ValueError(f"within={within} and cross={cross} must be >= 0, and one "
+                             f"> 0")
         self.metric, self.tau, self.within, self.cross = metric, tau, within, cross
         self.within_loss = self.cross_loss = None
 
     def __repr__(self):
-        return f"PiCIELoss(metric={self.metric!r}, tau={self.tau}, within={self.within}, cross={self.cross})"
+        return (f"PiCIELoss(metric={self.metric!r}, tau={self.tau}, "
+                f"within={self.within}, cross={self.cross})")
 
 # %% ../nbs/08_losses.ipynb #f09575b7
 @patch
@@ -85,7 +94,7 @@ def __call__(self:PiCIELoss,
     y1:Tensor, # labels made from view 1, (B,h,w) or (N,)
     y2:Tensor, # labels made from view 2
     mu1:Tensor, # centroids of view 1, (K,D)
-    mu2:Tensor, # centroids of view 2, (K,D); cluster k need not mean the same as in view 1
+    mu2:Tensor, # centroids of view 2, (K,D); need not be in the order of view 1
     w1:Tensor=None, # weights of view 1's clusters, (K,)
     w2:Tensor=None, # weights of view 2's clusters, (K,)
 )->Tensor: # scalar

@@ -1,4 +1,4 @@
-"""The published procedure with all its habits, over-clustering (+H), and the baseline MDC, as options of the same learner
+"""What the published code does differently, over-clustering (+H) and the baseline MDC, as options of the same learner
 
 Docs: https://picie-nb.github.io/picie_nb/published.html.md"""
 
@@ -20,33 +20,38 @@ from .callback import ClusterCallback, ClusterLoss, PiCIEConfig, _no_masks
 
 # %% ../nbs/published.ipynb #001a3e21
 class PublishedCallback(ClusterCallback):
-    "`ClusterCallback` with the habits of the published code, each behind a switch of its own"
+    "`ClusterCallback` with the habits of the published code, each behind a switch"
     name = "cluster" # on the learner
     def __init__(self, *args,
-        fixed_views:bool=False, # draw P and G once for each image and epoch, instead of at each use?
-        colours_first:bool=False, # change colours on the whole batch as it comes, before the crop, instead of after it?
-        plain_crop:bool=False, # train on G(x) instead of G(P2 x), though K-means and labels see G(P2 x)?
-        init_images:int=0, # K-means on this many images, then running means over the others; 0: K-means on all
+        fixed_views:bool=False, # draw P and G once for each image and epoch?
+        colours_first:bool=False, # change colours on the whole batch, before the crop?
+        plain_crop:bool=False, # train on G(x), though K-means and labels see G(P2 x)?
+        init_images:int=0, # K-means on so many images, then running means; 0: on all
         update_images:int=256, # images in one step of these running means
-        cluster_batchnorm:str="eval", # BatchNorm while K-means' features are made; "train" changes its statistics
-        counts:str="sample", # cluster sizes for `balance`: of K-means' "sample" of pixels, or of "all" labels
-        centroids:str="fresh", # validation with "fresh" centroids of plain images, or with those of the "epoch"
+        cluster_batchnorm:str="eval", # while features are made for K-means; or "train"
+        counts:str="sample", # cluster sizes: of K-means' "sample", or of "all" labels
+        centroids:str="fresh", # for validation: of plain images, or of the "epoch"
         **kwargs # as in `ClusterCallback`
     ):
         super().__init__(*args, **kwargs)
-        store_attr("fixed_views,colours_first,plain_crop,init_images,update_images,cluster_batchnorm,counts,centroids")
+        store_attr("fixed_views,colours_first,plain_crop,init_images,update_images")
+        store_attr("cluster_batchnorm,counts,centroids")
         self.seed = 0
-        for k, ok in dict(cluster_batchnorm=("eval", "train"), counts=("sample", "all"), centroids=("fresh", "epoch")).items():
-            if getattr(self, k) not in ok: raise ValueError(f"{k}={getattr(self, k)!r}: use {ok[0]!r} or {ok[1]!r}")
+        ways = dict(cluster_batchnorm=("eval", "train"), counts=("sample", "all"),
+                    centroids=("fresh", "epoch"))
+        for k, (a, b) in ways.items():
+            v = getattr(self, k)
+            if v not in (a, b): raise ValueError(f"{k}={v!r}: use {a!r} or {b!r}")
 
 # %% ../nbs/published.ipynb #d25a29f8
 @patch
 def view(self:PublishedCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
-    "As `ClusterCallback.view`; with `colours_first` in the order of the equations"
+    "As `ClusterCallback.view`; with `colours_first` as in the equations"
     if not self.colours_first: return ClusterCallback.view(self, i, x, drawn)
     g, *ps = drawn
     x = self.photometric.apply(x, ps[i])
-    return self.geometric.apply(x, g, self.input_size(x, self.view_scale)) if i else self.plain(x, self.view_scale)
+    if i == 0: return self.plain(x, self.view_scale)
+    return self.geometric.apply(x, g, self.input_size(x, self.view_scale))
 
 # %% ../nbs/published.ipynb #2bbf1638
 def image_keys(
@@ -61,28 +66,32 @@ def image_keys(
 # %% ../nbs/published.ipynb #97ce2334
 @patch
 def draw(self:PublishedCallback, x:Tensor)->tuple:
-    "As `ClusterCallback.draw`; with `fixed_views` an image has the same draw until the next epoch"
+    "As `ClusterCallback.draw`; with `fixed_views` the same in all of an epoch"
     if not self.fixed_views: return ClusterCallback.draw(self, x)
     gens = [torch.Generator().manual_seed(k+self.seed) for k in image_keys(x)]
-    draws = [[t.sample(1, generator=g) for t in (self.geometric, self.photometric, self.photometric)] for g in gens]
+    ways = self.geometric, self.photometric, self.photometric
+    draws = [[t.sample(1, generator=g) for t in ways] for g in gens]
     g, p1, p2 = (_cat(o) for o in zip(*draws))
     return g.to(x.device), p1, p2
 
 def _cat(draws):
     "Draws of single images as the draw of a batch"
-    return type(draws[0])(*(torch.cat([getattr(d, f.name) for d in draws]) for f in fields(draws[0])))
+    names = [f.name for f in fields(draws[0])]
+    return type(draws[0])(*(torch.cat([getattr(d, n) for d in draws]) for n in names))
 
 # %% ../nbs/published.ipynb #c8f5f8f5
 @patch
 @torch.no_grad()
 def cluster(self:PublishedCallback):
-    "Centroids first, by the network in the mode `cluster_batchnorm`, then the snapshot that makes labels"
+    "Centroids first, by the network in the mode `cluster_batchnorm`, then the snapshot"
     model = unwrap(self.learn.model)
     mode = model.training
-    if self.fixed_views: self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
+    if self.fixed_views:
+        self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
     model.train(self.cluster_batchnorm == "train")
-    passes = [self.stream(model, only=i) for i in range(self.n_views)] # one view after the other ...
-    if self.cluster_batchnorm == "eval" or self.labels == "start": passes = [self.stream(model, self.labels != "start")] # ... unless the order has no effect
+    passes = [self.stream(model, only=i) for i in range(self.n_views)]
+    if self.cluster_batchnorm == "eval" or self.labels == "start": # order has no effect
+        passes = [self.stream(model, self.labels != "start")]
     results = list(zip(*(rs for p in passes for rs in self.follow(p))))
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     model.train(mode)
@@ -94,7 +103,7 @@ def follow(self:PublishedCallback,
     stream, # yields the number of images and a tensor (N,D) for each view
     ks:list=None, # numbers of clusters, default one for each head
 )->list: # for each view and number of clusters, what has `centroids` and `counts`
-    "K-means on the features of the first `init_images` images; each further `update_images` move the centroids"
+    "K-means on the first `init_images`; each `update_images` more move the centroids"
     wait, seen, kms = [], 0, None
     def all_seen(): return [torch.cat(o) for o in zip(*wait)]
     def fit(): return [[self.kmeans(z, k) for k in ks or self.ks] for z in all_seen()]
@@ -105,7 +114,7 @@ def follow(self:PublishedCallback,
         wait.append(zs); seen += n
         if kms and seen >= self.update_images: update()
         elif not kms and 0 < self.init_images <= seen:
-            kms = [[MiniBatchKMeans(r.centroids, r.counts) for r in row] for row in fit()]
+            kms = [[MiniBatchKMeans(r.centroids, r.counts) for r in o] for o in fit()]
         else: continue
         wait, seen = [], 0
     if not kms: return fit()
@@ -115,9 +124,11 @@ def follow(self:PublishedCallback,
 # %% ../nbs/published.ipynb #616b714c
 @patch
 def _fresh(self:PublishedCallback, model, n):
-    if not 0 < self.init_images < len(self.learn.dls.train_ds): return ClusterCallback._fresh(self, model, n)
-    def draw(): return self.follow(self.stream(model, augment=False), ks=[self.n_clusters])
-    return [draw()[0][0].centroids for _ in range(n)]
+    if not 0 < self.init_images < len(self.learn.dls.train_ds):
+        return ClusterCallback._fresh(self, model, n)
+    def stream(): return self.stream(model, augment=False)
+    draws = [self.follow(stream(), ks=[self.n_clusters]) for _ in range(n)]
+    return [d[0][0].centroids for d in draws]
 
 # %% ../nbs/published.ipynb #4d248c08
 @patch
@@ -132,7 +143,8 @@ def count(self:PublishedCallback,
         for i, v in enumerate(xs):
             z = self.feature(i, self.snapshot(v), g)
             for rs, ns in zip(results, res):
-                ns[i] += assign(z, rs[i].centroids, self.metric).flatten().bincount(minlength=len(ns[i]))
+                y = assign(z, rs[i].centroids, self.metric).flatten()
+                ns[i] += y.bincount(minlength=len(ns[i]))
     return [[self.team.total(n) for n in ns] for ns in res]
 
 # %% ../nbs/published.ipynb #d343c263
@@ -144,26 +156,29 @@ def before_train(self:PublishedCallback):
 @patch
 def after_fit(self:PublishedCallback):
     ClusterCallback.after_fit(self)
-    if self.centroids == "epoch": self.mu_eval = None # what is used after training deserves fresh ones
+    if self.centroids == "epoch": self.mu_eval = None # in use, fresh ones
 
 @patch
 def before_batch(self:PublishedCallback):
     x = self.learn.xb[0]
     ClusterCallback.before_batch(self)
     if not (self.training and self.plain_crop): return
-    self.learn.xb = (*self.xs[:-1], self.geometric.apply(x.as_subclass(Tensor), self.g, self.input_size(x, self.view_scale)))
+    size = self.input_size(x, self.view_scale)
+    crop = self.geometric.apply(x.as_subclass(Tensor), self.g, size)
+    self.learn.xb = (*self.xs[:-1], crop)
 
 # %% ../nbs/published.ipynb #384db974
 class MDCCallback(PublishedCallback):
-    "Modified DeepCluster: one view, labels by K-means, and a classifier that starts anew each epoch"
+    "Modified DeepCluster: one view, labels by K-means, a new classifier each epoch"
     n_views, terms = 1, ("within",)
     def __init__(self, *args,
-        parametric:bool=True, # learn a classifier? Else the frozen centroids classify, as in PiCIE
+        parametric:bool=True, # learn a classifier, or let frozen centroids classify?
         **kwargs # as in `PublishedCallback`
     ):
         super().__init__(*args, **kwargs)
         self.parametric = parametric
 
+# %% ../nbs/published.ipynb #25ea17d7
 @patch
 def view(self:MDCCallback, i:int, x:Tensor, drawn:tuple)->Tensor:
     "The only view, $G(Px)$"
@@ -178,7 +193,8 @@ def feature(self:MDCCallback, view:int, f:Tensor, g)->Tensor:
 @patch
 def features(self:MDCCallback, pred, g)->tuple:
     "A tuple of one"
-    return tuple(self.feature(0, f, g) for f in (pred if isinstance(pred, tuple) else (pred,)))
+    pred = pred if isinstance(pred, tuple) else (pred,)
+    return tuple(self.feature(0, f, g) for f in pred)
 
 # %% ../nbs/published.ipynb #baec8f42
 class Classifier(nn.Conv2d):
@@ -190,10 +206,12 @@ class Classifier(nn.Conv2d):
         nn.init.normal_(self.weight, std=.01)
         nn.init.zeros_(self.bias)
 
+# %% ../nbs/published.ipynb #ea6a149f
 @patch
 def after_create(self:MDCCallback):
     if not self.parametric: return
-    self.learn.model.classifiers = nn.ModuleList(Classifier(self.learn.model.dim, k) for k in self.ks)
+    model = self.learn.model
+    model.classifiers = nn.ModuleList(Classifier(model.dim, k) for k in self.ks)
 
 @patch
 def before_train(self:MDCCallback):
@@ -202,7 +220,7 @@ def before_train(self:MDCCallback):
     for c in self._classifiers():
         c.reset()
         self.team.same(c.parameters())
-        for p in c.parameters(): self.learn.opt.state.pop(p, None) # Adam forgets them too
+        for p in c.parameters(): self.learn.opt.state.pop(p, None) # Adam forgets
 
 @patch
 def _classifiers(self:MDCCallback): return unwrap(self.learn.model).classifiers
@@ -210,19 +228,23 @@ def _classifiers(self:MDCCallback): return unwrap(self.learn.model).classifiers
 # %% ../nbs/published.ipynb #e6b163a6
 @patch
 def after_pred(self:MDCCallback):
-    learned = self.parametric and (self.training or self.centroids == "epoch" and self.mu_eval is not None)
+    scored = self.centroids == "epoch" and self.mu_eval is not None
+    learned = self.parametric and (self.training or scored)
     if learned and not self.training:
-        self.learn.pred = self._classifiers()[0](F.normalize(self.learn.pred.float(), dim=1))
+        z = F.normalize(self.learn.pred.float(), dim=1)
+        self.learn.pred = self._classifiers()[0](z)
         if not self.learn.yb: self.learn.yb = (_no_masks(self.learn.pred),)
         return
     PublishedCallback.after_pred(self)
     if learned: # labels and weights stay, classifiers take the place of centroids
         for y, c in zip(self.learn.yb, self._classifiers()): y.centroids = [c]
 
+# %% ../nbs/published.ipynb #ebc47d17
 class MDCLoss(ClusterLoss):
-    "Cross-entropy of one view's pixels against their labels, by a classifier or by frozen centroids"
+    "Cross-entropy of one view's pixels, by a classifier or by frozen centroids"
     def head(self, zs, y):
-        (z,), (labels,), (c,), (w,), loss = zs, y.labels, y.centroids, y.weights, self.loss
+        (z,), loss = zs, self.loss
+        (labels,), (c,), (w,) = y.labels, y.centroids, y.weights
         learned = isinstance(c, nn.Module)
         loss.within_loss = (F.cross_entropy(c(z), labels, w) if learned else
                             cluster_loss(z, labels, c, loss.metric, loss.tau, w))
@@ -230,54 +252,63 @@ class MDCLoss(ClusterLoss):
 
 # %% ../nbs/published.ipynb #5bbcaf6f
 @dataclass
-class PublishedConfig(PiCIEConfig):
-    "`PiCIEConfig` with the choices of the published code and of experiments"
-    mdc:bool = False               # the baseline MDC: one view, no loss across views
-    parametric:bool = True         # MDC learns a classifier, new each epoch? Else it has frozen centroids, as PiCIE
-    aux_clusters:int = 0           # clusters of an auxiliary, finer clustering (+H: 100); 0: none
-    pca_init:bool = True           # start the FPN's laterals as a PCA of the training images' own features?
-    # views
-    p_jitter:float = .8            # chance of each of the four changes of colour
-    p_grey:float = 0.              # chance of greyscale
-    p_blur:float = .5              # chance of blur
-    sigma:tuple = (.1, 2.)         # range of the blur's sigma, in pixels; its absolute value counts
-    one_coin:bool = False          # one coin for all four changes of an image, instead of one for each?
-    p_hflip:float = .5             # chance of a mirror image in G
-    rounded:bool = False           # crop whole pixels only, which moves the two views apart?
-    fixed_views:bool = False       # one draw of P and G for each image and epoch, instead of one for each use?
-    colours_first:bool = False     # change colours before the crop, on the whole image, instead of after it?
-    plain_crop:bool = False        # train on G(x) instead of G(P2 x), though K-means and labels see G(P2 x)?
-    # clustering
+class _Views(PiCIEConfig):
+    mdc:bool = False           # the baseline MDC: one view, no loss across views
+    parametric:bool = True     # MDC learns a classifier, or has frozen centroids?
+    aux_clusters:int = 0       # clusters of a second, finer clustering (+H: 100)
+    pca_init:bool = True       # start the FPN as a PCA of the images' own features?
+    p_jitter:float = .8        # chance of each of the four changes of colour
+    p_grey:float = 0.          # chance of greyscale
+    p_blur:float = .5          # chance of blur
+    sigma:tuple = (.1, 2.)     # range of the blur's sigma (absolute value), in pixels
+    one_coin:bool = False      # one coin for all four changes, instead of one for each?
+    p_hflip:float = .5         # chance of a mirror image in G
+    rounded:bool = False       # crop whole pixels only, which moves the views apart?
+    fixed_views:bool = False   # draw P and G once for each image and epoch?
+    colours_first:bool = False # change colours on the whole image, before the crop?
+    plain_crop:bool = False    # train on G(x), though K-means and labels see G(P2 x)?
+
+# %% ../nbs/published.ipynb #567a3203
+@dataclass
+class _Clustering(_Views):
     spherical:bool = False         # centroids of unit length?
-    metric:str = "euclidean"       # how pixels find their centroid: "euclidean" or "cosine"
-    init_images:int = 0            # K-means on this many images, the others move centroids by running means; 0: on all
+    metric:str = "euclidean"       # by which pixels find their centroid; or "cosine"
+    init_images:int = 0            # K-means on so many, then running means; 0: on all
     update_images:int = 256        # images in one step of those running means
-    cluster_batchnorm:str = "eval" # BatchNorm while features are made for K-means: "eval", or "train", which changes it
-    centroids:str = "fresh"        # the table scores "fresh" centroids of plain images or those of view 1 in the "epoch"
+    cluster_batchnorm:str = "eval" # while features are made for K-means; or "train"
+    centroids:str = "fresh"        # the table's: "fresh", or view 1's of the "epoch"
     n_iter:int = 20                # K-means iterations
     init:str = "random"            # K-means start: "random" or "k-means++"
     n_init:int = 1                 # K-means restarts
-    engine:str = "auto"            # K-means engine: "torch", "faiss" or "auto", see `kmeans`
-    n_draws:int = 5                # runs of K-means when training has ended, of which the most typical is kept
-    readout:str = "dot"            # scores of pixels against centroids when the model is used
-    # loss and optimiser
-    logits:str = "dot"             # what the softmax of the loss sees: "dot" or "cosine"
+    engine:str = "auto"            # of K-means: "torch", "faiss" or "auto"
+    n_draws:int = 5                # K-means runs at the end; the most typical is kept
+    readout:str = "dot"            # scores of pixels against centroids in use
+
+# %% ../nbs/published.ipynb #36c02088
+@dataclass
+class PublishedConfig(_Clustering):
+    "`PiCIEConfig` with the choices of the published code and of experiments"
+    logits:str = "dot"             # what the loss's softmax sees: "dot" or "cosine"
     tau:float = 1.                 # its temperature
     within:float = 1.              # weight of the terms within each view
     cross:float = 1.               # weight of the terms across views
-    balance:str = "none"           # weights of the clusters in the loss, see `balance_weights`
-    counts:str = "sample"          # cluster sizes for these weights: of K-means' "sample", or of "all" labels
-    schedule:str = "cosine"        # learning rate over the epochs: "constant" or "cosine" (falls to zero)
+    balance:str = "none"           # weights of the clusters, see `balance_weights`
+    counts:str = "sample"          # sizes for them: of K-means' "sample", or "all"
+    schedule:str = "cosine"        # learning rate: "constant", or falling to zero
     backbone_lr:float = 1.         # the backbone's learning rate, as a multiple of lr
     wd:float = 0.                  # weight decay
 
 # %% ../nbs/published.ipynb #2872a4b8
-_COMMON = dict(freeze=0, overcluster=1, labels="snapshot", view_scale=1., average=1., merge_from=1, refine=0, pca_init=False,
-               batchnorm="train", lr=1e-4, schedule="constant")
+_COMMON = dict(freeze=0, overcluster=1, labels="snapshot", view_scale=1., average=1.,
+               merge_from=1, refine=0, pca_init=False, batchnorm="train", lr=1e-4,
+               schedule="constant")
 PUBLISHED = dict(
-    paper=dict(_COMMON, p_grey=.2, spherical=True, metric="cosine", logits="cosine", readout="cosine"),
-    official=dict(_COMMON, sigma=(-1.8, .1), rounded=True, fixed_views=True, colours_first=True, n_pixels=None, n_images=None,
-                  init_images=5120, cluster_batchnorm="train", centroids="epoch", balance="proportional", counts="all"),
+    paper=dict(_COMMON, p_grey=.2, spherical=True, metric="cosine", logits="cosine",
+               readout="cosine"),
+    official=dict(_COMMON, sigma=(-1.8, .1), rounded=True, fixed_views=True,
+                  colours_first=True, n_pixels=None, n_images=None, init_images=5120,
+                  cluster_batchnorm="train", centroids="epoch", balance="proportional",
+                  counts="all"),
 )
 
 # %% ../nbs/published.ipynb #b393584f
@@ -285,8 +316,9 @@ PUBLISHED = dict(
 def allowed(self:PublishedConfig)->dict:
     "As `PiCIEConfig.allowed`"
     ways = ("dot", "euclidean", "cosine")
-    return dict(PiCIEConfig.allowed(self), metric=ways[1:], logits=(ways[0], ways[2]), readout=ways, schedule=("constant", "cosine"),
-                cluster_batchnorm=("eval", "train"), centroids=("fresh", "epoch"), counts=("sample", "all"),
+    return dict(PiCIEConfig.allowed(self), metric=ways[1:], logits=(ways[0], ways[2]), readout=ways,
+                schedule=("constant", "cosine"), cluster_batchnorm=("eval", "train"),
+                centroids=("fresh", "epoch"), counts=("sample", "all"),
                 balance=("none", "proportional", "inverse", "inverse_sqrt"))
 
 @patch
@@ -296,16 +328,20 @@ def check(self:PublishedConfig):
     if self.overcluster > 1 and self.centroids == "epoch":
         raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
     if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
-        raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: each needs 2 or more")
+        raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: "
+                         "each needs 2 or more")
 
+# %% ../nbs/published.ipynb #58b33ef6
 @patch
 def settings(self:PublishedConfig)->dict:
     "As `PiCIEConfig.settings`"
-    P = Photometric(*(self.colour*o for o in (.3, .3, .3, .1)), **self._pick("p_jitter p_grey p_blur sigma one_coin"))
+    strengths = (self.colour*o for o in (.3, .3, .3, .1))
+    P = Photometric(*strengths, **self._pick("p_jitter p_grey p_blur sigma one_coin"))
     G = Geometric(**self._pick("min_scale p_hflip rounded"))
     return dict(PiCIEConfig.settings(self), photometric=P, geometric=G,
-        **self._pick("fixed_views colours_first plain_crop init_images update_images cluster_batchnorm counts centroids aux_clusters "
-                     "metric readout spherical balance n_iter init n_init engine n_draws"))
+        **self._pick("fixed_views colours_first plain_crop init_images update_images cluster_batchnorm "
+                     "counts centroids aux_clusters metric readout spherical balance n_iter init n_init "
+                     "engine n_draws"))
 
 @patch
 def callback(self:PublishedConfig, size:int=None)->PublishedCallback:

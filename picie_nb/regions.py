@@ -1,4 +1,4 @@
-"""Cluster too finely and merge, then let the borders find the edges of the picture
+"""Cluster too finely and merge, then let the borders follow the picture
 
 Docs: https://picie-nb.github.io/picie_nb/regions.html.md"""
 
@@ -15,10 +15,11 @@ from torch import Tensor
 def merge_tree(
     centroids:Tensor, # mu, (K,D)
     counts:Tensor, # points in each cluster, (K,)
-    power:float=1., # of the factor that depends on sizes: 1 is Ward's rule, 0 the distance of the centroids alone
+    power:float=1., # of the size factor: 1 is Ward's rule, 0 the distance of the centroids alone
 )->np.ndarray: # (K-1,4) in the form of `scipy.cluster.hierarchy.linkage`: a, b, sqrt(2 cost), leaves
     "Merge the cheapest pair of clusters, again and again, until one is left"
-    mu, n = centroids.detach().cpu().double().numpy().copy(), torch.as_tensor(counts).cpu().double().numpy().copy()
+    mu = centroids.detach().cpu().double().numpy().copy()
+    n = torch.as_tensor(counts).cpu().double().numpy().copy()
     if mu.ndim!=2 or n.shape!=mu.shape[:1]:
         raise ValueError(f"centroids are (K,D) and counts (K,), not {mu.shape} and {n.shape}")
     k, rows = len(mu), []
@@ -69,7 +70,8 @@ def typical(
     from sklearn.metrics import normalized_mutual_info_score
     ys = [torch.as_tensor(y).flatten().cpu().numpy() for y in labelings]
     if not ys: raise ValueError("no clusterings to choose from")
-    if len({len(y) for y in ys}) > 1: raise ValueError(f"the clusterings must be of the same points, not of {sorted({len(y) for y in ys})}")
+    if len({len(y) for y in ys}) > 1:
+        raise ValueError(f"the clusterings must be of the same points, not of {sorted({len(y) for y in ys})}")
     if len(ys) < 3: return 0
     nmi = np.array([[normalized_mutual_info_score(a, b) for b in ys] for a in ys])
     return int(nmi.sum(1).argmax())
@@ -102,8 +104,10 @@ def refine(
 )->Tensor: # (B,K,H,W); where `p` added up to 1, so does this
     "Let every pixel take the mean of its neighbours, above all of those of its colour"
     if p.ndim!=4 or x.ndim!=4 or x.shape[1]!=3 or p.shape[::2]!=x.shape[::2] or p.shape[-1]!=x.shape[-1]:
-        raise ValueError(f"scores are (B,K,H,W) and images (B,3,H,W) of the same size, not {tuple(p.shape)} and {tuple(x.shape)}")
-    if n_iter<0 or sharpness<=0: raise ValueError(f"n_iter={n_iter}, sharpness={sharpness}: at least 0, and more than 0")
+        raise ValueError(f"scores are (B,K,H,W) and images (B,3,H,W) of the same size, not {tuple(p.shape)} "
+                         f"and {tuple(x.shape)}")
+    if n_iter<0 or sharpness<=0:
+        raise ValueError(f"n_iter={n_iter}, sharpness={sharpness}: at least 0, and more than 0")
     if not n_iter: return p
     ws = _weights(x.to(p), dilations, sharpness)
     for i in range(n_iter):

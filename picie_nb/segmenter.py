@@ -11,6 +11,7 @@ __all__ = ['Segmentation', 'Segmenter']
 import json, math, os, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
@@ -29,11 +30,11 @@ from .regions import refined_scores
 @dataclass
 class Segmentation:
     "Clusters of one image, at the image's own size"
-    clusters:np.ndarray   # cluster of each pixel, (H,W) uint8 (uint16 above 256 clusters)
+    clusters:np.ndarray   # cluster of each pixel, (H,W) uint8 (uint16 if K > 256)
     confidence:np.ndarray # probability of that cluster, (H,W) float16
     image:Image.Image     # the image as it was segmented, RGB
     labels:LabelSet       # names and colours of the clusters
-    source:object=field(default=None, repr=False) # what was segmented, for example the path
+    source:object=field(default=None, repr=False) # what was segmented, such as the path
 
     def __repr__(self):
         h, w = self.clusters.shape
@@ -43,16 +44,19 @@ class Segmentation:
     def shares(self)->dict:
         "Share of the image's pixels of each cluster that occurs, largest first"
         n = np.bincount(self.clusters.ravel(), minlength=len(self.labels))
-        return {self.labels.names[i]: float(n[i]/n.sum()) for i in np.argsort(-n, kind="stable") if n[i]}
+        return {self.labels.names[i]: float(n[i]/n.sum())
+                for i in np.argsort(-n, kind="stable") if n[i]}
 
 # %% ../nbs/12_segmenter.ipynb #7705083d
 @patch
 def overlay(self:Segmentation,
-    alpha:float=.6, # weight of the cluster colours, from 0 (only the image) to 1 (only colours)
+    alpha:float=.6, # weight of the colours, from 0 (only the image) to 1 (only colours)
 )->Image.Image:
     "The image with its clusters painted over it"
-    return Image.blend(self.image, Image.fromarray(self.labels.colorize(self.clusters)), alpha)
+    return Image.blend(self.image, Image.fromarray(self.labels.colorize(self.clusters)),
+                       alpha)
 
+# %% ../nbs/12_segmenter.ipynb #b5925774
 @patch
 def show(self:Segmentation,
     alpha:float=.6, # weight of the cluster colours
@@ -64,9 +68,11 @@ def show(self:Segmentation,
     fig, axs = plt.subplots(1, 2, figsize=figsize)
     axs[0].imshow(self.image); axs[1].imshow(self.overlay(alpha))
     for ax in axs: ax.set_axis_off()
-    index = {n: i for i, n in enumerate(self.labels.names)}
-    handles = [Patch(color=self.labels.palette[index[n]]/255, label=f"{n} {s:.0%}") for n, s in self.shares().items()]
-    axs[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, .5), frameon=False, fontsize=8)
+    colours = dict(zip(self.labels.names, self.labels.palette/255))
+    handles = [Patch(color=colours[n], label=f"{n} {s:.0%}")
+               for n, s in self.shares().items()]
+    axs[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, .5),
+                  frameon=False, fontsize=8)
     fig.tight_layout()
 
 # %% ../nbs/12_segmenter.ipynb #911067dc
@@ -75,12 +81,14 @@ def save(self:Segmentation,
     path, # file to write, ending in .png
 )->Path:
     "Write a palette PNG of the clusters at the image's own size"
-    path = Path(path)
+    path, source, n = Path(path), self.source, len(self.labels)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: a segmentation is saved as PNG, so the name must end in .png")
-    if len(self.labels) > 256:
-        raise ValueError(f"A palette PNG holds at most 256 clusters, this model has {len(self.labels)}")
-    if isinstance(self.source, (str, Path)) and path.resolve() == Path(self.source).resolve():
+        raise ValueError(f"{path}: a segmentation is saved as PNG, "
+                         "so the name must end in .png")
+    if n > 256:
+        raise ValueError("A palette PNG holds at most 256 clusters, "
+                         f"this model has {n}")
+    if isinstance(source, (str, Path)) and path.resolve() == Path(source).resolve():
         raise ValueError(f"{path} is the photo itself: give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     im = Image.fromarray(self.clusters)
@@ -107,37 +115,53 @@ class Segmenter:
         size:int=224, # short side at which images enter the network, in pixels
         readout:str="dot", # how pixels are compared with centroids, see `scores`
         tau:float=.05, # temperature of the confidence: smaller is surer
-        names=None, # {cluster: name} or a list of K names; unnamed clusters are called "cluster 3"
-        colors:np.ndarray=None, # colour of each cluster, (K,3) uint8, default `palette(K)`
+        names=None, # {cluster: name} or list of K names; others are called "cluster 3"
+        colors:np.ndarray=None, # colours of clusters, (K,3) uint8, default `palette(K)`
         info:dict=None, # anything worth keeping in the file: preset, score, data
         refine:int=0, # rounds of edge-aware refinement, see `refine`
-        groups=None, # class of each centroid, K numbers from 0, see `merged`; default: each is a class of its own
-        tile:int=1024, # inputs longer than this are cut into tiles of this side, in pixels of the network; 0: never
+        groups=None, # class of each centroid, from 0, see `merged`; default: its own
+        tile:int=1024, # side of tiles for longer inputs, in network pixels; 0: none
     ):
         self.net, self.centroids = net.eval(), centroids.detach().clone()
-        self.size, self.readout, self.tau, self.info = int(size), readout, float(tau), dict(info or {})
-        self.refine, self.tile = int(refine), int(tile)
-        if getattr(net.backbone, "fixed", False): self._of_one_size(net.backbone)
-        if self.size < 1 or self.tile < 0: raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
-        self.groups = None if groups is None else [int(g) for g in groups]
-        k = len(centroids) if groups is None else max(self.groups)+1
-        if groups is not None and (len(self.groups) != len(centroids) or set(self.groups) != set(range(k))):
-            raise ValueError(f"groups gives each of the {len(centroids)} centroids a class, numbered from 0 without gaps; got {self.groups}")
-        self.labels = LabelSet(_unique_names(names, k), palette(k) if colors is None else colors, ignore=max(255, k))
-
-    @property
-    def device(self): return next(self.net.parameters()).device
-    def __repr__(self): return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
-
-    def stream(self, images, **kwargs): # until `use.stream` is imported, as `picie_nb.all` does
-        raise ImportError("a folder or a list of images: import picie_nb.use.stream first, or picie_nb.all")
+        self.size, self.readout, self.tau = int(size), readout, float(tau)
+        self.info, self.refine, self.tile = dict(info or {}), int(refine), int(tile)
+        self._check_sizes(size, tile)
+        self.groups, k = _classes(groups, len(centroids))
+        colors = palette(k) if colors is None else colors
+        self.labels = LabelSet(_unique_names(names, k), colors, ignore=max(255, k))
 
 # %% ../nbs/12_segmenter.ipynb #7e797214
 @patch
-def _of_one_size(self:Segmenter, backbone):
-    "Let a network that takes images of one size see larger ones in tiles of that size"
-    self.tile = side = min(backbone.built_for)
-    if self.size <= side-backbone.pad_to: raise ValueError(f"{backbone.name} takes images of {side}x{side} pixels only: use size={side}")
+def _check_sizes(self:Segmenter, size, tile):
+    net = self.net.backbone
+    if getattr(net, "fixed", False): # let it see larger images in tiles of its one size
+        self.tile = side = min(net.built_for)
+        if self.size <= side-net.pad_to:
+            raise ValueError(f"{net.name} takes images of {side}x{side} pixels only: use size={side}")
+    if self.size < 1 or self.tile < 0:
+        raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
+
+def _classes(groups, n:int)->tuple:
+    "Class of each of `n` centroids, None: each its own; and the number of classes"
+    if groups is None: return None, n
+    groups = [int(g) for g in groups]
+    k = max(groups)+1
+    if len(groups) != n or set(groups) != set(range(k)):
+        raise ValueError(f"groups gives each of the {n} centroids a class, numbered from 0 without gaps; "
+                         f"got {groups}")
+    return groups, k
+
+# %% ../nbs/12_segmenter.ipynb #4c926927
+@patch(as_prop=True)
+def device(self:Segmenter): return next(self.net.parameters()).device
+
+@patch
+def __repr__(self:Segmenter):
+    return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
+
+@patch
+def stream(self:Segmenter, images, **kwargs): # until `use.stream` is imported, as `picie_nb.all` does
+    raise ImportError("a folder or a list of images: import picie_nb.use.stream first, or picie_nb.all")
 
 # %% ../nbs/12_segmenter.ipynb #5bc9635c
 def _unique_names(names, k:int)->list:
@@ -152,9 +176,59 @@ def _unique_names(names, k:int)->list:
         res.append(name)
     return res
 
+# %% ../nbs/12_segmenter.ipynb #368fb55b
+@patch
+def _run(self:Segmenter, x:Tensor)->Tensor:
+    "Scores at the network's own resolution, or at half that of `x` if they are refined"
+    x = x.to(self.device)
+    if x.dtype == torch.uint8: x = x.float()/255
+    z = F.normalize(self.net(x).float(), dim=1)
+    s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
+    if not self.refine: return s
+    return refined_scores(s, x, self.refine, self.tau).clamp_min(1e-6).log()*self.tau
+
+@patch
+def _grouped(self:Segmenter, s:Tensor)->Tensor:
+    "Of several centroids that are one class, the best score"
+    if self.groups is None: return s
+    members = [[i for i, g in enumerate(self.groups) if g == c]
+               for c in range(len(self.labels))]
+    return torch.stack([s[:, m].amax(1) for m in members], 1)
+
+# %% ../nbs/12_segmenter.ipynb #e11c6ce8
+@patch
+@torch.no_grad()
+def _coarse(self:Segmenter, x:Tensor)->Tensor:
+    "Scores at the network's own resolution, or at half that of `x` if refined; in tiles if `x` is large"
+    if self.net.training: self.net.eval()
+    low, high = x.aminmax() if x.numel() and x.dtype != torch.uint8 else (0, 1)
+    if not (low >= -.01 and high <= 1.01):
+        raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, "
+                         "or leave out the normalisation, the network does it itself")
+    net = self.net.backbone
+    step = 4 if getattr(net, "fixed", False) else math.lcm(4, *net.strides) # fixed tiles need no grid
+    return _tiled(self._run, x, self.tile, step, 2 if self.refine else 4)
+
+# %% ../nbs/12_segmenter.ipynb #ae2bda7e
+def _tiled(f, x:Tensor, tile:int, step:int, stride:int)->Tensor:
+    "`f(x)`, a map of this stride, from tiles that overlap and fade into each other: see Large images"
+    (h, w), cells = x.shape[-2:], lambda n: -(-n//stride)
+    rows, cols = (_spans(n, tile, step) if tile else [(0, n)] for n in (h, w))
+    if len(rows) == len(cols) == 1: return f(x)
+    total, over = 0, max(1, tile//4//stride)
+    for (t, b), (l, r) in product(rows, cols):
+        s = f(x[..., t:b, l:r])
+        if not torch.is_tensor(total):
+            total, weight = (s.new_zeros(*o, cells(h), cells(w)) for o in (s.shape[:2], (1, 1)))
+        wy, wx = (_fade(cells(i), cells(j), cells(n), over).to(s) for i, j, n in ((t, b, h), (l, r, w)))
+        k = (..., slice(cells(t), cells(b)), slice(cells(l), cells(r)))
+        total[k] += s*wy[:, None]*wx
+        weight[k] += wy[:, None]*wx
+    return total.div_(weight)
+
 # %% ../nbs/12_segmenter.ipynb #58e3b016
 def _spans(n:int, tile:int, step:int)->list:
-    "Begin and end of tiles that cover `n` pixels, a quarter of each shared with the next, beginning at multiples of `step`"
+    "Begin and end of tiles that cover `n` pixels, a quarter of each shared with the next, at steps of `step`"
     tile = max(tile//step, 2)*step
     if n <= tile: return [(0, n)]
     m = math.ceil((n-tile//4)/(tile-tile//4))
@@ -162,64 +236,20 @@ def _spans(n:int, tile:int, step:int)->list:
     return [(a, min(a+tile, n)) for a in starts]
 
 def _fade(a:int, b:int, n:int, over:int)->Tensor:
-    "Weight of the cells from `a` to `b` of `n`: falls to nothing in the `over` cells before a border with another tile"
+    "Weight of the cells from `a` to `b` of `n`: falls to 0 in the `over` cells before another tile"
     i = torch.arange(a, b)+.5
     left, right = (((o/over-.25)/.75).clamp(1e-3, 1) for o in (i-a, b-i))
     return (left if a else 1)*(right if b < n else 1)*torch.ones(b-a)
 
-def _tiled(f, x:Tensor, tile:int, step:int, stride:int)->Tensor:
-    "`f(x)`, a map of this stride, from tiles that overlap and fade into each other"
-    (h, w), cells = x.shape[-2:], lambda n: -(-n//stride)
-    rows, cols = (_spans(n, tile, step) if tile else [(0, n)] for n in (h, w))
-    if len(rows) == len(cols) == 1: return f(x)
-    total, over = 0, max(1, tile//4//stride)
-    for t, b in rows:
-        for l, r in cols:
-            s = f(x[..., t:b, l:r])
-            if not torch.is_tensor(total): total, weight = (s.new_zeros(*o, cells(h), cells(w)) for o in (s.shape[:2], (1, 1)))
-            wy, wx = (_fade(cells(i), cells(j), cells(n), over).to(s) for i, j, n in ((t, b, h), (l, r, w)))
-            k = (..., slice(cells(t), cells(b)), slice(cells(l), cells(r)))
-            total[k] += s*wy[:, None]*wx
-            weight[k] += wy[:, None]*wx
-    return total.div_(weight)
-
-# %% ../nbs/12_segmenter.ipynb #368fb55b
-@patch
-def _grouped(self:Segmenter, s:Tensor)->Tensor:
-    "Of several centroids that are one class, the best score"
-    if self.groups is None: return s
-    members = [[i for i, g in enumerate(self.groups) if g == c] for c in range(len(self.labels))]
-    return torch.stack([s[:, m].amax(1) for m in members], 1)
-
-@patch
-def _run(self:Segmenter, x:Tensor)->Tensor:
-    "Scores of one tile at the network's own resolution, or at half that of `x` if they are refined"
-    x = x.to(self.device)
-    if x.dtype == torch.uint8: x = x.float()/255
-    z = F.normalize(self.net(x).float(), dim=1)
-    s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
-    return refined_scores(s, x, self.refine, self.tau).clamp_min(1e-6).log()*self.tau if self.refine else s
-
-@patch
-@torch.no_grad()
-def _coarse(self:Segmenter, x:Tensor)->Tensor:
-    "Scores at the network's own resolution, or at half that of `x` if they are refined, in tiles if `x` is large"
-    if self.net.training: self.net.eval()
-    low, high = x.aminmax() if x.numel() and x.dtype != torch.uint8 else (0, 1)
-    if not (low >= -.01 and high <= 1.01):
-        raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, or leave out the normalisation, "
-                         "the network does it itself")
-    net = self.net.backbone
-    step = 4 if getattr(net, "fixed", False) else math.lcm(4, *net.strides) # tiles of a fixed size need not share a grid
-    return _tiled(self._run, x, self.tile, step, 2 if self.refine else 4)
-
+# %% ../nbs/12_segmenter.ipynb #12fcdc86
 @patch
 def scores(self:Segmenter,
     x:Tensor, # images, (B,3,H,W) in [0,1] or uint8
     size:tuple=None, # (height, width) of the scores, default that of `x`
 )->Tensor: # (B,K,height,width)
     "Similarity of every pixel to every centroid"
-    return F.interpolate(self._coarse(x), tuple(size or x.shape[-2:]), mode="bilinear", align_corners=False)
+    return F.interpolate(self._coarse(x), tuple(size or x.shape[-2:]), mode="bilinear",
+                         align_corners=False)
 
 @patch
 def clusters(self:Segmenter,
@@ -228,6 +258,33 @@ def clusters(self:Segmenter,
 )->Tensor: # (B,height,width) int64
     "Cluster of every pixel"
     return upsampled_argmax(self._coarse(x), size or x.shape[-2:])
+
+# %% ../nbs/12_segmenter.ipynb #6c3be058
+@patch
+def __call__(self:Segmenter,
+    image, # path, PIL image, array (H,W,3) or tensor (3,H,W); of a folder or list, all
+    size:int=None, # short side at which it enters the network, default the segmenter's
+)->Segmentation:
+    "Segment an image of any size; values are uint8 or in [0,1]; for many, see `stream`"
+    if _is_many(image): return self.stream(image, size=size)
+    if size is not None and size < 1:
+        raise ValueError(f"size={size}: the short side has at least one pixel")
+    im = open_image(image)
+    return self._finish(self._coarse(_small(im, size or self.size)), im, image)
+
+# %% ../nbs/12_segmenter.ipynb #d2eb667b
+@patch
+def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
+    "Scores (1,K,h,w) to the clusters of an image"
+    size, own = _at_most(im)[::-1], tuple(s.shape[-2:]) # of the scores of every cluster
+    if im.width*im.height > own[0]*own[1] > 4e6: size = own # it was asked for
+    s = (s if size == own else F.interpolate(s, size, mode="bilinear", align_corners=False))[0]
+    best, clusters = s.max(0)
+    conf = s.sub_(best).div_(self.tau).exp_().sum(0).reciprocal() # softmax of the winner
+    rows, cols = (np.arange(n)*o//n for n, o in zip(im.size[::-1], size)) # the nearest, enlarged
+    dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
+    enlarged = lambda o, t: o.cpu().numpy().astype(t)[rows[:, None], cols]
+    return Segmentation(enlarged(clusters, dtype), enlarged(conf, np.float16), im, self.labels, source)
 
 # %% ../nbs/12_segmenter.ipynb #78af60e2
 def _small(im:Image.Image, size:int)->Tensor:
@@ -245,57 +302,19 @@ def _at_most(im:Image.Image, pixels:float=4e6)->tuple:
     shrink = min(1., (pixels/(im.width*im.height))**.5)
     return tuple(max(1, round(o*shrink)) for o in im.size)
 
+# %% ../nbs/12_segmenter.ipynb #c2327ac9
 def _is_many(o)->bool:
     "Is this a folder, or a collection of images, and not one image?"
     if isinstance(o, (str, Path)): return Path(o).is_dir()
-    return hasattr(o, "__iter__") and not hasattr(o, "read") and not isinstance(o, (Image.Image, np.ndarray, Tensor, bytes))
+    one = isinstance(o, (Image.Image, np.ndarray, Tensor, bytes))
+    return hasattr(o, "__iter__") and not hasattr(o, "read") and not one
 
 def _images(o):
     "The images of a folder, of a collection, of a batch of arrays; or a single one"
     if isinstance(o, (str, Path)): return image_files(o)
     return o if _is_many(o) or getattr(o, "ndim", 0) == 4 else [o]
 
-# %% ../nbs/12_segmenter.ipynb #6c3be058
-@patch
-def __call__(self:Segmenter,
-    image, # path, PIL image, array (H,W,3) or tensor (3,H,W), uint8 or in [0,1]; of a folder or a list, all images: see `stream`
-    size:int=None, # short side at which the image enters the network, default that of the segmenter
-)->Segmentation:
-    "Segment an image of any size"
-    if _is_many(image): return self.stream(image, size=size)
-    if size is not None and size < 1: raise ValueError(f"size={size}: the short side has at least one pixel")
-    im = open_image(image)
-    return self._finish(self._coarse(_small(im, size or self.size)), im, image)
-
-@patch
-def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
-    "Scores (1,K,h,w) to the clusters of an image"
-    size, own = _at_most(im)[::-1], tuple(s.shape[-2:]) # of the scores of every cluster
-    if im.width*im.height > own[0]*own[1] > 4e6: size = own # it was asked for
-    s = (s if size == own else F.interpolate(s, size, mode="bilinear", align_corners=False))[0]
-    best, clusters = s.max(0)
-    conf = s.sub_(best).div_(self.tau).exp_().sum(0).reciprocal() # softmax of the winner
-    rows, cols = (np.arange(n)*o//n for n, o in zip(im.size[::-1], size)) # the nearest, enlarged
-    dtype = np.uint8 if len(self.labels) <= 256 else np.uint16
-    clusters, conf = (o.cpu().numpy().astype(t)[rows[:, None], cols] for o, t in ((clusters, dtype), (conf, np.float16)))
-    return Segmentation(clusters, conf, im, self.labels, source)
-
 # %% ../nbs/12_segmenter.ipynb #bd9148fb
-@patch
-def _with(self:Segmenter, **changes)->Segmenter:
-    "A copy that shares the network"
-    kw = dict(size=self.size, readout=self.readout, tau=self.tau, names=list(self.labels.names), colors=self.labels.palette,
-              info=self.info, refine=self.refine, groups=self.groups, tile=self.tile)
-    return Segmenter(self.net, self.centroids, **{**kw, **changes})
-
-@patch
-def _number(self:Segmenter, cluster)->int:
-    "Number of a cluster that is given by number or by name"
-    names = list(self.labels.names)
-    if cluster in names: return names.index(cluster)
-    if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
-    raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, called {', '.join(names)}")
-
 @patch
 def named(self:Segmenter,
     names:dict, # {cluster: name}, clusters by number or by their present name
@@ -307,18 +326,47 @@ def named(self:Segmenter,
 
 @patch
 def merged(self:Segmenter,
-    classes:dict, # {name: clusters}, clusters by number or by their present name; the others stay as they are
+    classes:dict, # {name: clusters}, by number or present name; others stay as they are
 )->Segmenter:
     "A segmenter with several clusters as one class"
+    names, owner = list(self.labels.names), self._owners(classes)
+    together = lambda o, c: o in owner and owner[o] == owner.get(c)
+    first = [next(o for o in range(c+1) if o == c or together(o, c))
+             for c in range(len(names))]
+    firsts = sorted(set(first)) # each class stands where its first cluster stood
+    groups = [firsts.index(first[g]) for g in self.groups or range(len(self.centroids))]
+    return self._with(names=[owner.get(f, names[f]) for f in firsts],
+                      colors=self.labels.palette[firsts], groups=groups)
+
+# %% ../nbs/12_segmenter.ipynb #934fc178
+@patch
+def _with(self:Segmenter, **changes)->Segmenter:
+    "A copy that shares the network"
+    kw = dict(size=self.size, readout=self.readout, tau=self.tau, names=list(self.labels.names),
+              colors=self.labels.palette, info=self.info, refine=self.refine, groups=self.groups,
+              tile=self.tile)
+    return Segmenter(self.net, self.centroids, **{**kw, **changes})
+
+@patch
+def _number(self:Segmenter, cluster)->int:
+    "Number of a cluster that is given by number or by name"
+    names = list(self.labels.names)
+    if cluster in names: return names.index(cluster)
+    if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
+    raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
+                     f"called {', '.join(names)}")
+
+# %% ../nbs/12_segmenter.ipynb #4e0220c2
+@patch
+def _owners(self:Segmenter, classes:dict)->dict:
+    "{cluster: class} of the clusters that are merged"
     names, owner = list(self.labels.names), {}
     for name, clusters in classes.items():
         for c in map(self._number, [clusters] if isinstance(clusters, (Integral, str)) else clusters):
-            if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} and of {name!r}: choose one")
+            if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} "
+                                            f"and of {name!r}: choose one")
             owner[c] = str(name)
-    first = [next(o for o in range(c+1) if o == c or o in owner and owner[o] == owner.get(c)) for c in range(len(names))]
-    firsts = sorted(set(first)) # each class stands where its first cluster stood
-    groups = [firsts.index(first[g]) for g in (self.groups or range(len(self.centroids)))]
-    return self._with(names=[owner.get(f, names[f]) for f in firsts], colors=self.labels.palette[firsts], groups=groups)
+    return owner
 
 # %% ../nbs/12_segmenter.ipynb #5f187d0e
 _FORMAT = 1 # version of the file format
@@ -326,9 +374,10 @@ _FORMAT = 1 # version of the file format
 @patch
 def header(self:Segmenter)->dict:
     "Everything but the arrays, ready for JSON"
-    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim, size=self.size,
-                readout=self.readout, tau=self.tau, refine=self.refine, groups=self.groups, tile=self.tile,
-                names=list(self.labels.names), colors=self.labels.palette.tolist(), info=self.info)
+    return dict(format=_FORMAT, backbone=self.net.backbone.name, dim=self.net.dim,
+                size=self.size, readout=self.readout, tau=self.tau, refine=self.refine,
+                groups=self.groups, tile=self.tile, names=list(self.labels.names),
+                colors=self.labels.palette.tolist(), info=self.info)
 
 # %% ../nbs/12_segmenter.ipynb #ff18d731
 @patch
@@ -336,12 +385,28 @@ def save(self:Segmenter,
     path, # file to write, by convention ending in .safetensors
 )->Path:
     "Write network, centroids, names and colours as one safetensors file"
-    path = Path(path)
+    path, header = Path(path), {"picie_nb": json.dumps(self.header())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"net.{k}": v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+    arrays = {f"net.{k}": v.detach().cpu().contiguous()
+              for k, v in self.net.state_dict().items()}
     arrays["centroids"] = self.centroids.cpu().contiguous()
-    with _replacing(path) as tmp: save_file(arrays, tmp, metadata={"picie_nb": json.dumps(self.header())})
+    with _replacing(path) as tmp: save_file(arrays, tmp, metadata=header)
     return path
+
+# %% ../nbs/12_segmenter.ipynb #cde13de7
+@patch(cls_method=True)
+def load(cls:Segmenter,
+    path, # a file written by `Segmenter.save`
+    device=None, # where the network shall run, default CPU
+)->Segmenter:
+    "Read a segmenter; runs no code from the file and needs no network"
+    path = Path(path)
+    h, arrays = _read(path)
+    mu, groups = _centroids(path, h, arrays)
+    net = _filled(path, h, {k.removeprefix("net."): v for k, v in arrays.items()})
+    return cls(net.to(device or "cpu"), mu, colors=np.array(h["colors"], np.uint8),
+               refine=h.get("refine", 0), groups=groups, tile=h.get("tile", 1024),
+               **{k: h[k] for k in ("size", "readout", "tau", "names", "info")})
 
 # %% ../nbs/12_segmenter.ipynb #54b419c1
 def _read(path:Path):
@@ -354,29 +419,71 @@ def _read(path:Path):
         raise ValueError(f"{path} is not a segmenter, or not a complete safetensors file ({e}): "
                          "copy or save it again") from None
     if "picie_nb" not in meta:
-        raise ValueError(f"{path} is a safetensors file, but not a picie_nb segmenter written by Segmenter.save")
+        raise ValueError(f"{path} is a safetensors file, but not a picie_nb segmenter "
+                         "written by Segmenter.save")
     return _header(path, meta["picie_nb"]), arrays
 
+# %% ../nbs/12_segmenter.ipynb #dd8064c0
 def _header(path, text:str)->dict:
     "The header of a segmenter file, checked"
     try: h = json.loads(text)
     except ValueError: h = None
-    keys = dict(format=int, backbone=str, dim=int, size=int, readout=str, tau=float, names=list, colors=list, info=dict)
     if not isinstance(h, dict): raise ValueError(f"{path}: the header is not valid JSON")
     if h.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {h.get('format')!r}, this picie_nb reads {_FORMAT}: update picie_nb")
-    maybe = dict(refine=int, tile=int) # newer than the format
-    if wrong := [k for k, t in {**keys, **{k: t for k, t in maybe.items() if k in h}}.items() if not isinstance(h.get(k), t)]:
+        raise ValueError(f"{path} has format {h.get('format')!r}, this picie_nb reads {_FORMAT}: "
+                         "update picie_nb")
+    if wrong := _wrong_types(h) or _wrong_values(h):
         raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
-    whole = lambda c: isinstance(c, list) and len(c) == 3 and all(isinstance(o, int) and 0 <= o < 256 for o in c)
-    fine = dict(size=0 < h["size"] <= 2**14, dim=h["dim"] > 0, tau=0 < h["tau"] < math.inf, readout=h["readout"] in ("dot", "euclidean", "cosine"),
-                names=h["names"] and all(isinstance(n, str) for n in h["names"]), colors=len(h["colors"]) == len(h["names"]) and all(map(whole, h["colors"])),
-                refine=0 <= h.get("refine", 0) <= 1000, tile=0 <= h.get("tile", 0) <= 2**14)
-    if wrong := [k for k, ok in fine.items() if not ok]: raise ValueError(f"{path}: the header has no valid {wrong[0]!r}")
-    if h.get("residual"): raise ValueError(f"{path} holds a network with residual=True, an experiment that is gone: open it with the version that wrote it, or train again")
-    if h.get("flip"): warnings.warn(f"{path} was saved with flip=True, which is gone: it segments without the mirror image, and differs in few pixels")
+    _check_old(path, h)
     return h
 
+# %% ../nbs/12_segmenter.ipynb #ba78fec5
+def _wrong_types(h:dict)->list: # keys
+    types = dict(format=int, backbone=str, dim=int, size=int, readout=str, tau=float,
+                 names=list, colors=list, info=dict)
+    newer = {k: int for k in ("refine", "tile") if k in h} # than the format
+    return [k for k, t in {**types, **newer}.items() if not isinstance(h.get(k), t)]
+
+def _wrong_values(h:dict)->list: # keys
+    byte = lambda o: isinstance(o, int) and 0 <= o < 256
+    rgb = lambda c: isinstance(c, list) and len(c) == 3 and all(map(byte, c))
+    fine = dict(size=0 < h["size"] <= 2**14, dim=h["dim"] > 0, tau=0 < h["tau"] < math.inf,
+                readout=h["readout"] in ("dot", "euclidean", "cosine"),
+                names=h["names"] and all(isinstance(n, str) for n in h["names"]),
+                colors=len(h["colors"]) == len(h["names"]) and all(map(rgb, h["colors"])),
+                refine=0 <= h.get("refine", 0) <= 1000, tile=0 <= h.get("tile", 0) <= 2**14)
+    return [k for k, ok in fine.items() if not ok]
+
+def _check_old(path, h:dict):
+    if h.get("residual"):
+        raise ValueError(f"{path} holds a network with residual=True, an experiment that is gone: "
+                         "open it with the version that wrote it, or train again")
+    if h.get("flip"): warnings.warn(f"{path} was saved with flip=True, which is gone: it segments without "
+                                    "the mirror image, and differs in few pixels")
+
+# %% ../nbs/12_segmenter.ipynb #3b380be9
+def _centroids(path, h:dict, arrays:dict)->tuple:
+    "Take the centroids out of the arrays; and the class of each, or None"
+    mu, groups = arrays.pop("centroids", None), h.get("groups")
+    if groups is not None and not (isinstance(groups, list) and all(isinstance(g, int) for g in groups)):
+        raise ValueError(f"{path}: the header has no valid 'groups'")
+    k = len(h["names"] if groups is None else groups)
+    if mu is None or mu.shape != (k, h["dim"]) or groups and max(groups) != len(h["names"])-1:
+        raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
+    return mu, groups
+
+def _filled(path, h:dict, arrays:dict)->PiCIENet:
+    "The network of a header, with these weights"
+    make = lambda: PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"])
+    _check_shapes(path, arrays, make)
+    net = make()
+    try: net.load_state_dict(arrays)
+    except RuntimeError as e:
+        raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: "
+                         f"{str(e).splitlines()[1].strip()}") from None
+    return net
+
+# %% ../nbs/12_segmenter.ipynb #f1e12714
 def _check_shapes(path, arrays, make):
     "Compare arrays with a network that has shapes and no memory, before one is made that has"
     try:
@@ -384,30 +491,6 @@ def _check_shapes(path, arrays, make):
     except (RuntimeError, NotImplementedError): return # a network that cannot be made without memory
     got = {k: v.shape for k, v in arrays.items()}
     if diff := [k for k in {**want, **got} if want.get(k) != got.get(k)]:
-        raise ValueError(f"{path}: the weights do not fit the backbone in the header: {diff[0]} is {tuple(got.get(diff[0], ()))}, not {tuple(want.get(diff[0], ()))}")
-
-# %% ../nbs/12_segmenter.ipynb #cde13de7
-@patch(cls_method=True)
-def load(cls:Segmenter,
-    path, # a file written by `Segmenter.save`
-    device=None, # where the network shall run, default CPU
-)->Segmenter:
-    "Read a segmenter; runs no code from the file and needs no network"
-    path = Path(path)
-    h, arrays = _read(path)
-    mu = arrays.pop("centroids", None)
-    groups = h.get("groups")
-    if groups is not None and not (isinstance(groups, list) and all(isinstance(g, int) for g in groups)):
-        raise ValueError(f"{path}: the header has no valid 'groups'")
-    k = len(h["names"] if groups is None else groups)
-    if mu is None or mu.shape != (k, h["dim"]) or groups and max(groups) != len(h["names"])-1:
-        raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
-    make = lambda: PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"])
-    arrays = {k.removeprefix("net."): v for k, v in arrays.items()}
-    _check_shapes(path, arrays, make)
-    net = make()
-    try: net.load_state_dict(arrays)
-    except RuntimeError as e:
-        raise ValueError(f"{path}: the weights do not fit backbone {h['backbone']!r}: {str(e).splitlines()[1].strip()}") from None
-    return cls(net.to(device or "cpu"), mu, h["size"], h["readout"], h["tau"], h["names"],
-               np.array(h["colors"], np.uint8), h["info"], h.get("refine", 0), groups, h.get("tile", 1024))
+        has, needs = (tuple(o.get(diff[0], ())) for o in (got, want))
+        raise ValueError(f"{path}: the weights do not fit the backbone in the header: "
+                         f"{diff[0]} is {has}, not {needs}")

@@ -84,7 +84,8 @@ def adjust_hue(
     V = x.amax(1)
     C = V - x.amin(1)
     c = C.clamp(min=torch.finfo(x.dtype).tiny)
-    h = torch.where(R==V, (G-B)/c, torch.where(G==V, (B-R)/c + 2, (R-G)/c + 4)) + 6*shift.view(-1, 1, 1)
+    h = torch.where(R==V, (G-B)/c, torch.where(G==V, (B-R)/c + 2, (R-G)/c + 4))
+    h = h + 6*shift.view(-1, 1, 1)
     u = h[:, None] - x.new_tensor([3, 5, 1]).view(-1, 1, 1)
     u -= (u/6).round_().mul_(6)
     return V[:, None] - (2-u.abs_()).clamp_(0, 1).mul_(C[:, None])
@@ -125,38 +126,43 @@ class Photometric:
         p_jitter:float=.8, # probability of each of the four above, separately
         p_grey:float=.2, # probability of greyscale
         p_blur:float=.5, # probability of blur
-        sigma:tuple=(.1, 2.), # range of the blur's standard deviation in pixels, or one number; a minus sign is dropped
-        one_coin:bool=False, # let one coin decide about all four of the first operations?
+        sigma:tuple=(.1, 2.), # sigma in pixels, range or one number; sign is dropped
+        one_coin:bool=False, # let one coin decide about the first four operations?
     ):
-        for k, v in dict(brightness=brightness, contrast=contrast, saturation=saturation).items():
+        factors = dict(brightness=brightness, contrast=contrast, saturation=saturation)
+        for k, v in factors.items():
             _in_range(k, v, 0, 1, 'how far a factor may be from 1')
         _in_range('hue', hue, 0, .5, 'part of a turn of the colour circle')
-        for k, v in dict(p_jitter=p_jitter, p_grey=p_grey, p_blur=p_blur).items(): _in_range(k, v, 0, 1, 'a probability')
+        for k, v in dict(p_jitter=p_jitter, p_grey=p_grey, p_blur=p_blur).items():
+            _in_range(k, v, 0, 1, 'a probability')
         lo, hi = (sigma, sigma) if isinstance(sigma, (int, float)) else sigma
-        if not lo <= hi: raise ValueError(f'sigma must be (lowest, highest) in pixels, got {sigma}')
-        self.one_coin, self.strength, self.sigma = one_coin, (brightness, contrast, saturation, hue), (lo, hi)
+        if not lo <= hi:
+            raise ValueError(f'sigma must be (lowest, highest) in pixels, got {sigma}')
+        self.strength, self.sigma = (brightness, contrast, saturation, hue), (lo, hi)
         self.p_jitter, self.p_grey, self.p_blur = p_jitter, p_grey, p_blur
+        self.one_coin = one_coin
 
 # %% ../nbs/03_transforms.ipynb #ab4e0c3f
 def _uniform(shape, generator=None, device=None):
     "Uniform numbers in [0,1), drawn on the generator's device"
     dev = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=dev).to(dev if device is None else device)
+    u = torch.rand(shape, generator=generator, device=dev)
+    return u if device is None else u.to(device)
 
 @patch
 def sample(self:Photometric,
     n:int, # number of images
     generator:torch.Generator=None, # source of random numbers; default: torch's own
-    device=None, # where to put the result; default: the generator's device, else the CPU
+    device=None, # where to put the result; default: the generator's, else the CPU
 )->PhotometricParams:
     "Draw strengths for `n` images"
-    coin, u = _uniform((6, n), generator, device), _uniform((5, n), generator, device)
+    coin, u = (_uniform((k, n), generator, device) for k in (6, 5))
     strength = torch.tensor(self.strength, device=u.device)[:, None]
     if self.one_coin: coin[1:4] = coin[0]
     jitter = torch.where(coin[:4] < self.p_jitter, strength*(2*u[:4]-1), 0.)
     lo, hi = self.sigma
-    return PhotometricParams(*(1+jitter[:3]), jitter[3], grey=coin[4] < self.p_grey,
-                             sigma=torch.where(coin[5] < self.p_blur, (lo + (hi-lo)*u[4]).abs(), 0.))
+    sigma = torch.where(coin[5] < self.p_blur, (lo + (hi-lo)*u[4]).abs(), 0.)
+    return PhotometricParams(*(1+jitter[:3]), jitter[3], coin[4] < self.p_grey, sigma)
 
 # %% ../nbs/03_transforms.ipynb #13c5ddd7
 def _some(x, f, v, on):
@@ -176,7 +182,8 @@ def _check(x, params, rgb=False):
     if x.ndim != 4: raise ValueError(f'x must have the shape (B, C, H, W), got {tuple(x.shape)}: '
                                      'one image needs x[None], labels (B, H, W) need y[:,None]')
     if rgb and (x.shape[1] != 3 or not x.is_floating_point()):
-        raise ValueError(f'x must hold RGB images as floats in [0,1], got {x.dtype} of shape {tuple(x.shape)}')
+        raise ValueError(f'x must hold RGB images as floats in [0,1], '
+                         f'got {x.dtype} of shape {tuple(x.shape)}')
     if len(params) != len(x):
         raise ValueError(f'params are for {len(params)} images but x holds {len(x)}: use sample({len(x)})')
 
@@ -196,7 +203,8 @@ def apply(self:Photometric,
         x = _some(x, adjust_hue, p.hue, p.hue!=0)
         x = _some(x, adjust_saturation, 1-p.grey.float(), p.grey)
         radius = math.ceil(3*max([*map(abs, self.sigma), *p.sigma.tolist()]))
-        return _some(x, partial(gaussian_blur, radius=radius), p.sigma, p.sigma>0).clamp_(0, 1)
+        blur = partial(gaussian_blur, radius=radius)
+        return _some(x, blur, p.sigma, p.sigma>0).clamp_(0, 1)
 
 # %% ../nbs/03_transforms.ipynb #cccd8232
 @patch
@@ -212,7 +220,7 @@ def __call__(self:Photometric,
 class GeometricParams(_PerImage):
     "What `Geometric.sample` draws: for each image, a crop and a coin for the mirror"
     scale:Tensor # side of the crop as a part of the image's side, (B,), in (0,1]
-    offset:Tensor # row and column of the crop as parts of the room it has, (B,2), in [0,1]
+    offset:Tensor # row and column of the crop, as parts of its room, (B,2), in [0,1]
     hflip:Tensor # mirror left and right?, (B,) bool
 
 # %% ../nbs/03_transforms.ipynb #902886e2
@@ -228,8 +236,10 @@ class Geometric:
         p_hflip:float=.5, # probability of a mirror flip
         rounded:bool=False, # crop whole pixels, as the published code does?
     ):
-        if not 0 < min_scale <= 1: raise ValueError(f"min_scale must be in (0, 1], got {min_scale}: "
-                                                    "it is the smallest side of a crop as a part of the image's side")
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale must be in (0, 1], got {min_scale}: "
+                             "it is the smallest side of a crop as a part of "
+                             "the image's side")
         _in_range('p_hflip', p_hflip, 0, 1, 'a probability')
         self.min_scale, self.p_hflip, self.rounded = min_scale, p_hflip, rounded
 
@@ -238,16 +248,17 @@ class Geometric:
 def sample(self:Geometric,
     n:int, # number of images
     generator:torch.Generator=None, # source of random numbers; default: torch's own
-    device=None, # where to put the result; default: the generator's device, else the CPU
+    device=None, # where to put the result; default: the generator's, else the CPU
 )->GeometricParams:
     "Draw a crop and a coin for `n` images"
     u = _uniform((4, n), generator, device)
-    return GeometricParams(self.min_scale + (1-self.min_scale)*u[0], u[1:3].T, u[3] < self.p_hflip)
+    scale = self.min_scale + (1-self.min_scale)*u[0]
+    return GeometricParams(scale, u[1:3].T, u[3] < self.p_hflip)
 
 # %% ../nbs/03_transforms.ipynb #32d05d85
 @patch
 def _crop(self:Geometric, params, sizes):
-    "Side, centre, and lowest and highest place along both axes of a grid with `sizes` cells, (B,2) or (2,)"
+    "Side, centre, lowest and highest place along both axes, (B,2) or (2,)"
     n = torch.tensor(sizes, device=params.scale.device)
     s, o = params.scale[:, None].expand(-1, 2), params.offset
     if not self.rounded: return s, (1-s)*(2*o-1), -(1-1/n), 1-1/n
@@ -258,12 +269,15 @@ def _crop(self:Geometric, params, sizes):
 # %% ../nbs/03_transforms.ipynb #462ceb57
 def _read(x, rows, cols, mode):
     "Values of `x` (B,C,H,W) at the places `rows` (B,h) and `cols` (B,w), (B,C,h,w)"
-    if mode not in ('bilinear', 'nearest'): raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
+    if mode not in ('bilinear', 'nearest'):
+        raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
     if mode=='bilinear' and not x.is_floating_point():
-        raise ValueError(f"x holds {x.dtype}, and whole numbers such as labels cannot be mixed: use mode='nearest'")
+        raise ValueError(f"x holds {x.dtype}, and whole numbers such as labels "
+                         "cannot be mixed: use mode='nearest'")
     grid = torch.stack(torch.broadcast_tensors(cols[:, None], rows[:, :, None]), -1)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return F.grid_sample(x.to(dtype), grid.to(dtype), mode=mode, align_corners=False).to(x.dtype)
+    z = F.grid_sample(x.to(dtype), grid.to(dtype), mode=mode, align_corners=False)
+    return z.to(x.dtype)
 
 # %% ../nbs/03_transforms.ipynb #d24658fa
 @patch
@@ -283,7 +297,8 @@ def apply(self:Geometric,
     flip = 1-2*p.hflip[:, None].float()
     rows = s[:, :1]*_centres(h*ky, x.device) + t[:, :1]
     cols = s[:, 1:]*_centres(w*kx, x.device)*flip + t[:, 1:]
-    rows, cols = (torch.clamp(v, lo[..., i, None], hi[..., i, None]) for i, v in enumerate((rows, cols)))
+    rows, cols = (torch.clamp(v, lo[..., i, None], hi[..., i, None])
+                  for i, v in enumerate((rows, cols)))
     out = _read(x, rows, cols, mode)
     return out if ky==kx==1 else F.avg_pool2d(out, (ky, kx))
 
@@ -294,7 +309,7 @@ def invert(self:Geometric,
     params:GeometricParams, # the draw that made the views
     size:tuple=None, # height and width of the result; default: those of x
     mode:str='bilinear', # 'nearest' for labels
-)->tuple: # x in the frame of the images, (B,C,h,w), and where it is valid, (B,1,h,w) bool
+)->tuple: # x in the frame of the images, (B,C,h,w); where it is valid, (B,1,h,w)
     "Undo `apply` with the same draw, inside the crop"
     _check(x, params)
     p, (h, w) = params.to(x.device), size or x.shape[-2:]
@@ -303,4 +318,5 @@ def invert(self:Geometric,
     cols = (_centres(w, x.device) - t[:, 1:])/s*(1-2*p.hflip[:, None].float())
     valid = (rows.abs()<=1)[:, None, :, None] & (cols.abs()<=1)[:, None, None, :]
     ly, lx = (1-1/n for n in x.shape[-2:])
-    return _read(x, rows.clamp(-ly, ly), cols.clamp(-lx, lx), mode).masked_fill(~valid, 0), valid
+    out = _read(x, rows.clamp(-ly, ly), cols.clamp(-lx, lx), mode)
+    return out.masked_fill(~valid, 0), valid

@@ -93,6 +93,19 @@ def test_the_course():
 
 def words(nb): return sum(len(source(c).split()) for c in cells(nb, "markdown"))
 
+@lesson
+def test_lessons_are_short(nb): assert words(nb) < 2000
+
+def test_the_library_is_short(): assert sum(map(words, NBS)) < 45_000 and len(NBS) < 40
+
+def hidden(cell): return bool(directives(cell) & {"hide"}) or re.match(r"#\|\s*export\s*$", source(cell).split("\n")[0]) is not None
+
+@every
+def test_code_fits_the_page(nb):
+    "No line that a reader sees is longer than a page is wide; of those in exported cells none is longer than a screen"
+    wide = [l for c in cells(nb) for l in source(c).splitlines() if len(l) > (110 if hidden(c) else 88) and not l.startswith(("#|", "! ["))]
+    assert wide == []
+
 def reading_order(): return re.findall(r"([\w/]+)\.ipynb", (ROOT/"nbs/_quarto.yml").read_text(encoding="utf-8").partition("sidebar:")[2])
 
 def test_sidebar_is_complete():

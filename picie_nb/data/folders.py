@@ -40,9 +40,11 @@ def image_files(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise FileNotFoundError(f'{path} does not exist: give a folder with images')
-    res, above = [], {str(path): {os.path.realpath(path)}} # a link to a folder that it lies in would go on for ever
+    # a link to a folder that it lies in would go on for ever
+    res, above = [], {str(path): {os.path.realpath(path)}}
     for root, dirs, files in os.walk(path, followlinks=True):
-        real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs if d[0]!='.' and d.lower() not in _JUNK}
+        real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs
+                if d[0]!='.' and d.lower() not in _JUNK}
         dirs[:] = [d for d, r in real.items() if r not in above[root]]
         above.update({os.path.join(root, d): above[root]|{real[d]} for d in dirs})
         res += [Path(root)/f for f in files if f[0]!='.' and Path(f).suffix.lower() in IMAGE_SUFFIXES+_RAW]
@@ -50,7 +52,8 @@ def image_files(
 
 # %% ../../nbs/data/folders.ipynb #bee848b8
 _PLUGINS = {'pillow-heif': ('.heic .heif .hif', rb'....ftyp(he|mi|ms)'), # its files: endings, first bytes
-            'pillow-avif-plugin': ('.avif', rb'....ftypavi'), 'pillow-jxl-plugin': ('.jxl', rb'\xff\n|\0{3}\x0cJXL ')}
+            'pillow-avif-plugin': ('.avif', rb'....ftypavi'),
+            'pillow-jxl-plugin': ('.jxl', rb'\xff\n|\0{3}\x0cJXL ')}
 
 def _plug_in(): # the endings that Pillow knows, with the plug-ins that are installed
     for name in ('pillow_heif', 'pillow_avif', 'pillow_jxl'):
@@ -59,6 +62,7 @@ def _plug_in(): # the endings that Pillow knows, with the plug-ins that are inst
         getattr(module, 'register_heif_opener', lambda: None)()
     return Image.registered_extensions()
 
+# %% ../../nbs/data/folders.ipynb #193e747d
 def _photos(path, files, drawn): # those that can be read and were not drawn by this library
     endings = Counter(f.suffix.lower() for f in files)
     need = {s: name for name, (ends, _) in _PLUGINS.items() for s in ends.split() if s in endings}
@@ -70,7 +74,8 @@ def _photos(path, files, drawn): # those that can be read and were not drawn by 
     files = [f for f in files if f.suffix.lower() not in out]
     res = [f for f in files if drawn or not _is_drawn(f)]
     if not res: raise FileNotFoundError(f'no images in {path} or its subfolders'+(f'; {why}' if out else '; '
-        f'{len(files)} files were drawn by this library' if files else f': looked for {" ".join(IMAGE_SUFFIXES)}'))
+        f'{len(files)} files were drawn by this library' if files else
+        f': looked for {" ".join(IMAGE_SUFFIXES)}'))
     if out: warnings.warn(why, stacklevel=3)
     return res
 
@@ -93,7 +98,8 @@ def _is_drawn(f):
 def _pillow(path):
     if n := os.environ.get('PICIE_MAX_MEGAPIXELS'): # reaches commands, and processes that load images
         try: n = int(float(n)*1e6)
-        except (ValueError, OverflowError): raise ValueError(f'PICIE_MAX_MEGAPIXELS={n}: give a number, such as 400')
+        except (ValueError, OverflowError):
+            raise ValueError(f'PICIE_MAX_MEGAPIXELS={n}: give a number, such as 400')
         if Image.MAX_IMAGE_PIXELS: Image.MAX_IMAGE_PIXELS = max(n, Image.MAX_IMAGE_PIXELS)
     try: return Image.open(path)
     except UnidentifiedImageError:
@@ -107,10 +113,11 @@ def _open(path, f):
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}') from e
     except Image.DecompressionBombError as e:
         n = -(-max(map(int, re.findall(r'\d+', str(e))), default=0)//10**6)
-        raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. If you '
-            f'trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the environment of a '
-            'command; or cut it into parts') from e
-    except (OSError, SyntaxError, EOFError) as e: raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
+        raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. '
+            f'If you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the '
+            'environment of a command; or cut it into parts') from e
+    except (OSError, SyntaxError, EOFError) as e:
+        raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
 
 # %% ../../nbs/data/folders.ipynb #c66dc96b
 def _remedy(path): # for a file that Pillow cannot read, by its first bytes: phones name HEIC files .jpg, too
@@ -118,11 +125,11 @@ def _remedy(path): # for a file that Pillow cannot read, by its first bytes: pho
         with open(path, 'rb') as o: head = o.read(16)
     except OSError: head = b''
     known = Image.registered_extensions()
-    need = [p for p, (ends, begin) in _PLUGINS.items() if ends.split()[0] not in known and re.match(begin, head, re.S)]
+    need = [p for p, (ends, begin) in _PLUGINS.items()
+            if ends.split()[0] not in known and re.match(begin, head, re.S)]
     if need: return f'pip install {need[0]}, or save it as JPEG'
     return 'Is it cut short, or no image? Replace or remove it'
 
-# %% ../../nbs/data/folders.ipynb #7a799442
 def _black_and_white(a): # which of the whole numbers of an image are black and white
     some = a[tuple(slice(None, None, -(-n//1000)) for n in a.shape[:2])]
     lo, hi = (int(np.percentile(some, q, method=m)) for q, m in ((.1, 'lower'), (99.9, 'higher')))
@@ -130,11 +137,12 @@ def _black_and_white(a): # which of the whole numbers of an image are black and 
     bits = next((b for b in (8, 10, 12, 14, 16) if 0<=lo and hi<2**b), 0)
     if bits>8 and a.max()<2**16 and not (a%257).any(): return 0, 2**16-1 # 8 bits that were written as 16
     if not bits or bits>8 and lo<hi<lo+2**bits/8:
-        warnings.warn('whole numbers that are negative, above 65535 or in a small part of their range are spread '
-                      'from black to white; save the image with 8 bits to choose its range')
+        warnings.warn('whole numbers that are negative, above 65535 or in a small part of their range are '
+                      'spread from black to white; save the image with 8 bits to choose its range')
         return lo, max(hi, lo+1)
-    if 8<bits<16: warnings.warn(f'16-bit pixels below {2**bits} are read as {bits} bits, else the image would be '
-                                'nearly black; save it with 8 bits if it is')
+    if 8<bits<16:
+        warnings.warn(f'16-bit pixels below {2**bits} are read as {bits} bits, else the image would be '
+                      'nearly black; save it with 8 bits if it is')
     return 0, 2**bits-1
 
 # %% ../../nbs/data/folders.ipynb #423083a5
@@ -143,22 +151,23 @@ def _eight_bits(a): # numbers of any kind to 0..255
     if a.dtype.kind not in 'biuf': raise ValueError(f'an image holds numbers, not {a.dtype}')
     low, high = a.min(), a.max()
     if a.dtype.kind=='f' and not (low>=-.01 and high<=1.01):
-        raise ValueError(f'fractions of an image lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, '
-                         'or leave out the normalisation')
+        raise ValueError(f'fractions of an image lie in [0,1], these go from {low:.3g} to {high:.3g}: '
+                         'divide by 255, or leave out the normalisation')
     lo, hi = _black_and_white(a) if a.dtype.kind in 'iu' else (0, 1)
     levels = np.arange(2**16) if a.dtype.kind in 'iu' and 0<=low and high<2**16 else a # fewer than pixels
     res = ((levels-float(lo))*(255/(hi-lo))).clip(0, 255).round().astype(np.uint8)
     return res if levels is a else res[a]
 
-# %% ../../nbs/data/folders.ipynb #c802a65e
 def _on_white(im, multiplied=False): # RGB; what is invisible becomes white
     if not im.has_transparency_data: return im.convert('RGB')
     im = im.convert('RGBA')
     n = im.getchannel('A').histogram()
-    if 2*n[255]>=sum(n[1:])>0: return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    if multiplied: raise ValueError('its colours were multiplied by a band that is no transparency; save it as RGB')
-    warnings.warn('a band marked as transparency hides or veils most of the picture (infrared? an empty band?) and is '
-                  'left out; save the image as RGB to choose')
+    if 2*n[255]>=sum(n[1:])>0:
+        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
+    if multiplied:
+        raise ValueError('its colours were multiplied by a band that is no transparency; save it as RGB')
+    warnings.warn('a band marked as transparency hides or veils most of the picture (infrared? an empty '
+                  'band?) and is left out; save the image as RGB to choose')
     return im.convert('RGB')
 
 # %% ../../nbs/data/folders.ipynb #3fa566d4
@@ -174,12 +183,13 @@ def _from_array(a, bands_first=False): # an array of numbers as a PIL image
     a = np.dstack([_eight_bits(o) for o in (a[..., :colours], a[..., colours:]) if o.size])
     return Image.fromarray(a[..., 0] if a.shape[2]==1 else a)
 
-# %% ../../nbs/data/folders.ipynb #8d92a398
 def _to_rgb(im):
-    raw = str(getattr(im, 'tile', [])[:1]) # how the file holds the pixels, such as RGB;16B; gone when they are loaded
+    # how the file holds the pixels, such as RGB;16B; gone when they are loaded
+    raw = str(getattr(im, 'tile', [])[:1])
     inverted = getattr(im, 'tag_v2', {}).get(262)==0
     if im.getexif().get(0x112, 1)!=1: im = ImageOps.exif_transpose(im)
-    if im.mode=='F': raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
+    if im.mode=='F':
+        raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
     if im.mode.startswith('I'):
         a = _eight_bits(np.asarray(im))
         return Image.fromarray(255-a if inverted else a).convert('RGB')
@@ -187,17 +197,20 @@ def _to_rgb(im):
         raise ValueError('its 16-bit colours are nearly black, as if they had 12 bits; save it with 8 bits')
     return _on_white(im, 'RGBa' in raw)
 
+# %% ../../nbs/data/folders.ipynb #d861b018
 def open_image(
-    image, # a file; or a PIL image, an array (H,W,3), a tensor (3,H,W), of whole numbers or fractions in [0,1]
+    image, # a file; or a PIL image, array (H,W,3) or tensor (3,H,W), of whole numbers or fractions in [0,1]
 )->Image.Image: # mode RGB, upright
     "Open any image as RGB: turned upright, 16 bits scaled down, transparency on white"
     if isinstance(image, (str, Path)): return _open(image, _to_rgb)
     if isinstance(image, Image.Image): return _to_rgb(image)
     if isinstance(image, np.ndarray): return _to_rgb(_from_array(image))
     if not isinstance(image, torch.Tensor):
-        raise TypeError(f'cannot open a {type(image).__name__}: give a path, a PIL image, an array or a tensor')
+        raise TypeError(f'cannot open a {type(image).__name__}: '
+                        'give a path, a PIL image, an array or a tensor')
     image = image.detach().cpu().as_subclass(torch.Tensor)
-    return _to_rgb(_from_array((image.float() if image.is_floating_point() else image).numpy(), bands_first=True))
+    image = image.float() if image.is_floating_point() else image
+    return _to_rgb(_from_array(image.numpy(), bands_first=True))
 
 # %% ../../nbs/data/folders.ipynb #b2b761fb
 def readable(
@@ -247,9 +260,11 @@ def match_masks(
                                           'keep one, or give as `masks` a function of the image path')
         if found: res[f] = found[0]
         else: missing.append(f)
-    if missing: raise FileNotFoundError(f'{len(missing)} of {len(files)} images have no mask in {masks}, first '
-        f'{", ".join(o.name for o in missing[:3])}: expected the same name, as {masks/(missing[0].stem+".png")}; '
-        'if names differ, give as `masks` a function of the image path')
+    if missing:
+        raise FileNotFoundError(f'{len(missing)} of {len(files)} images have no mask in {masks}, first '
+            f'{", ".join(o.name for o in missing[:3])}: '
+            f'expected the same name, as {masks/(missing[0].stem+".png")}; '
+            'if names differ, give as `masks` a function of the image path')
     return res
 
 # %% ../../nbs/data/folders.ipynb #3c64a00d
@@ -270,9 +285,11 @@ def _split_files(path, valid, seed, masks=None):
     inside = Path(masks).resolve() if isinstance(masks, (str, Path)) else None
     def images(o): return [f for f in _files(o) if inside not in f.resolve().parents]
     files = images(path)
-    if not files: raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
+    if not files:
+        raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
     if isinstance(valid, (int, float)):
-        if not 0<valid<1: raise ValueError(f'valid={valid}: give a fraction between 0 and 1, a folder or a list')
+        if not 0<valid<1:
+            raise ValueError(f'valid={valid}: give a fraction between 0 and 1, a folder or a list')
         n = min(max(1, round(valid*len(files))), max(1, len(files)-1))
         valid = [files[i] for i in sorted(np.random.default_rng(seed).permutation(len(files))[:n])]
     else: valid = images(valid)
@@ -296,13 +313,15 @@ def _open_short(path, size, store):
     if path in store: return store[path]
     im = open_image(path)
     short, long = sorted(im.size)
-    if long<=32*short: im = im.resize([max(size, round(o*size/short)) for o in im.size], Image.Resampling.BILINEAR)
+    if long<=32*short:
+        im = im.resize([max(size, round(o*size/short)) for o in im.size], Image.Resampling.BILINEAR)
     return store.add(path, _pil(im))
 
+# %% ../../nbs/data/folders.ipynb #f4aa82f1
 def _twice(items): return [list(range(len(items)))]*2
 
 def _with(f, **kwargs):
-    "`partial`, under the name of `f`: a function without a name is wrapped by fastai, so that no worker can be sent it"
+    "`partial`, under the name of `f`: fastai wraps a function without a name, and no worker can be sent it"
     res = partial(f, **kwargs)
     res.__name__ = f.__name__
     return res
@@ -328,8 +347,7 @@ def _open_whole(path, size):
     sides = [max(4, 4*round(o*size/min(im.size)/4)) for o in im.size]
     return _pil(im.resize(sides, Image.Resampling.BILINEAR))
 
-# %% ../../nbs/data/folders.ipynb #d6a2cec0
-def _mask_image(im): # upright, and numbers that were saved three times, or with an opaque band, are there once
+def _mask_image(im): # upright; numbers that were saved three times, or with an opaque band, are there once
     im = ImageOps.exif_transpose(_opaque(im))
     a = np.asarray(im)
     return Image.fromarray(a[..., 0]) if a.ndim==3 and a.shape[2]==3 and (a==a[..., :1]).all() else im
@@ -343,6 +361,7 @@ def _mask_values(path, labels=None): # numbers in a mask file, (H,W)
         return a
     return _open(path, read)
 
+# %% ../../nbs/data/folders.ipynb #dc163a57
 def _open_mask(path, labels, size=None):
     a = _mask_values(path, labels)
     if size: a = np.asarray(_middle(Image.fromarray(a.astype(np.int32)), size, Image.Resampling.NEAREST))
@@ -351,7 +370,8 @@ def _open_mask(path, labels, size=None):
 
 def _fitted(labels, files): # see `LabelSet.fitted`
     if labels is None or not labels._unsure: return labels
-    with ThreadPoolExecutor(4) as pool: fit = labels.fitted(pool.map(lambda f: np.unique(_mask_values(f, labels)), files))
+    with ThreadPoolExecutor(4) as pool:
+        fit = labels.fitted(pool.map(lambda f: np.unique(_mask_values(f, labels)), files))
     if white := [v for v in _WHITE if fit.table.get(v)==1]:
         warnings.warn(f'the masks hold 0 and {white[0]}, never 1, so {white[0]} is read as {fit.names[1]!r}; '
                       f'labels with table={{0: 0, {white[0]}: 1}} say so without this warning', stacklevel=3)
@@ -367,7 +387,8 @@ def _label_mask_class(labels):
         "A mask of classes that draws itself in the colours of its `labels`"
         def show(self, ctx=None, alpha=.6, **kwargs):
             y = self.as_subclass(torch.Tensor).cpu().numpy()
-            rgba = np.dstack([self.labels.colorize(y), np.where(y==self.labels.ignore, 0, 255).astype(np.uint8)])
+            seen = np.where(y==self.labels.ignore, 0, 255).astype(np.uint8)
+            rgba = np.dstack([self.labels.colorize(y), seen])
             below = ctx.images[-1:] if ctx is not None else []
             extent = below[0].get_extent() if below else None
             return show_image(rgba, ctx=ctx, extent=extent, alpha=alpha if below else None, **kwargs)
@@ -383,14 +404,17 @@ copyreg.pickle(_MaskType, lambda c: (_label_mask_class, (c.labels,)))
 def _pad_batch(samples, ignore=255):
     if len({tuple(o.shape for o in s) for s in samples})==1: return samples
     H, W = (max(s[0].shape[d] for s in samples) for d in (-2, -1))
-    pad = lambda o, h, w, v: torch.nn.functional.pad(o, (0, w-o.shape[-1], 0, h-o.shape[-2]), value=v)
+    def pad(o, h, w, v):
+        return torch.nn.functional.pad(o, (0, w-o.shape[-1], 0, h-o.shape[-2]), value=v)
     if len(samples[0])==1: return [(pad(x, H, W, 0),) for x, in samples]
     rh, rw = (max(y.shape[d]/x.shape[d] for x, y in samples) for d in (-2, -1))
     def grow(y, h, w):
-        rows, cols = ((torch.arange(n)+.5)*(o/n) for n, o in zip((h, w), y.shape[-2:]))
+        sides = zip((h, w), y.shape[-2:])
+        rows, cols = ((torch.arange(n)+.5)*(o/n) for n, o in sides)
         return y[rows.long()][:, cols.long()]
     ys = [grow(y, round(x.shape[-2]*rh), round(x.shape[-1]*rw)) for x, y in samples]
-    return [(pad(x, H, W, 0), pad(y, round(H*rh), round(W*rw), ignore)) for (x, _), y in zip(samples, ys)]
+    return [(pad(x, H, W, 0), pad(y, round(H*rh), round(W*rw), ignore))
+            for (x, _), y in zip(samples, ys)]
 
 # %% ../../nbs/data/folders.ipynb #36ea7f23
 def _shape(f): # (width/height, width) of the upright image, from its header
@@ -399,19 +423,18 @@ def _shape(f): # (width/height, width) of the upright image, from its header
         return w/h, w
     return _open(f, key)
 
-# %% ../../nbs/data/folders.ipynb #ede13bc7
 def _look_up(f, table): return table[f]
 
 def _valid_dl(files, size, bs, mask_of, labels, crop=None, **kwargs):
     from fastai.vision.all import DataBlock, TransformBlock, IntToFloatTensor
-    image = TransformBlock(type_tfms=_with(_open_square if crop else _open_whole, size=size), batch_tfms=IntToFloatTensor)
+    opener = _with(_open_square if crop else _open_whole, size=size)
+    image = TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor)
     mask = TransformBlock(type_tfms=_with(_open_mask, labels=labels, size=size if crop else None))
     y = dict(get_y=_with(_look_up, table=mask_of)) if mask_of else {}
     block = DataBlock((image, mask) if mask_of else image, n_inp=1, splitter=_twice, **y)
     pad = _with(_pad_batch, ignore=labels.ignore if labels else 255)
     return block.dataloaders(files, bs=bs, before_batch=pad, **kwargs).valid
 
-# %% ../../nbs/data/folders.ipynb #3dd73159
 def _middle(im, size, how):
     """The middle square, after the short side was resized to `size`"""
     w, h = [max(size, int(size*o/min(im.size))) for o in im.size]
@@ -421,43 +444,21 @@ def _middle(im, size, how):
 def _open_square(path, size): return _pil(_middle(open_image(path), size, Image.Resampling.BILINEAR))
 
 # %% ../../nbs/data/folders.ipynb #34b07725
-def picie_dls(
-    path, # folder of images (nested or not), one image file, or a list of files
-    size:int=320, # short side in pixels
-    bs:int=16, # batch size
-    valid=.1, # for validation: a fraction of the images in (0,1), a folder, or a list of files
-    masks=None, # masks of the validation images: a folder, or a function from image path to mask path
-    labels=None, # meaning of the masks: a `LabelSet`, a list of class names, or what else `label_set` takes
-    num_workers:int=0, # processes that load images; 0: the main one
-    oversample:float=1.4, # training squares have side `size*oversample`, so that crops cut from them stay sharp
-    crop:str='random', # where the training square lies: at random, or in the 'center'
-    valid_crop:str=None, # None: whole images, masks at their own size; 'center': the middle square of both, `size` wide
-    cache_gb:float=1., # memory for resized training images, so that they are read only once; used if num_workers=0
-    seed:int=42, # of the random choice of validation images
-    device=None, # where batches go; None: fastai's default
-): # `fastai.data.core.DataLoaders`; train: `(x,)`, valid: `(x,)` or `(x,y)`
-    "DataLoaders of any folder of images; training never opens a mask"
-    from fastai.data.core import DataLoaders
-    labels, kw = _as_labels(labels), dict(num_workers=num_workers, device=device)
-    if masks is not None and labels is None: raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
-    if not isinstance(size, Real): raise ValueError(f'size={size!r}: give the short side as one number, the long one follows the shape of each image')
+def _check_sizes(size, bs, oversample, cache_gb, crop, valid_crop):
+    if not isinstance(size, Real):
+        raise ValueError(f'size={size!r}: give the short side as one number, '
+                         'the long one follows the shape of each image')
     if size<4 or bs<1 or oversample<=0 or cache_gb<0:
-        raise ValueError(f'size={size}, bs={bs}, oversample={oversample}, cache_gb={cache_gb}: size must be at least 4, '
-                         'bs and oversample positive, cache_gb not negative')
+        raise ValueError(f'size={size}, bs={bs}, oversample={oversample}, cache_gb={cache_gb}: '
+                         'size must be at least 4, bs and oversample positive, cache_gb not negative')
     if crop not in ('random', 'center'): raise ValueError(f"crop={crop!r}: use 'random' or 'center'")
-    if valid_crop not in (None, 'center'): raise ValueError(f"valid_crop={valid_crop!r}: use None or 'center'")
-    train, val = _split_files(path, valid, seed, masks)
-    mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
-    if mask_of: labels = _fitted(labels, mask_of.values())
-    cache = 0 if num_workers else int(cache_gb*1e9) # each worker would fill a memory of its own, and lose it
-    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
-                      _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw), device=device)
-    dls.labels, dls.size, dls.crop = labels, size, crop
-    square = f'{size} x {size}'
-    dls.geometry = (f'short side {size} (image bilinear, label nearest), centre crop {square}, scores enlarged '
-                    f'bilinearly to {square} before the argmax' if valid_crop else
-                    f'whole images, short side {size} px, masks at their own size')
-    return dls
+    if valid_crop not in (None, 'center'):
+        raise ValueError(f"valid_crop={valid_crop!r}: use None or 'center'")
+
+def _geometry(size, valid_crop): # how images and masks meet, in words, for the protocol of a score
+    if not valid_crop: return f'whole images, short side {size} px, masks at their own size'
+    return (f'short side {size} (image bilinear, label nearest), centre crop {size} x {size}, '
+            f'scores enlarged bilinearly to {size} x {size} before the argmax')
 
 # %% ../../nbs/data/folders.ipynb #66e463a3
 def _as_labels(o):
@@ -475,6 +476,44 @@ def _mask_of(files, root, masks):
     if bad: raise ValueError('{0} and its mask {1} have different proportions: is one of them turned, '
                              'or cut out of the other?'.format(*bad[0]))
     return res
+
+# %% ../../nbs/data/folders.ipynb #de286ab5
+def picie_dls(
+    path, # folder of images (nested or not), one image file, or a list of files
+    size:int=320, # short side in pixels
+    bs:int=16, # batch size
+    valid=.1, # for validation: a fraction of the images in (0,1), a folder, or a list of files
+    masks=None, # masks of the validation images: a folder, or a function from image path to mask path
+    labels=None, # meaning of the masks: a `LabelSet`, a list of class names, or what else `label_set` takes
+    num_workers:int=0, # processes that load images; 0: the main one
+    oversample:float=1.4, # side of training squares is `size*oversample`, so that crops of them stay sharp
+    crop:str='random', # where the training square lies: at random, or in the 'center'
+    valid_crop:str=None, # None: whole images, masks at their own size; 'center': the middle squares of `size`
+    cache_gb:float=1., # memory for resized training images, to read them only once; used if num_workers=0
+    seed:int=42, # of the random choice of validation images
+    device=None, # where batches go; None: fastai's default
+): # `fastai.data.core.DataLoaders`; train: `(x,)`, valid: `(x,)` or `(x,y)`
+    "DataLoaders of any folder of images; training never opens a mask"
+    labels = _as_labels(labels)
+    if masks is not None and labels is None:
+        raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
+    _check_sizes(size, bs, oversample, cache_gb, crop, valid_crop)
+    train, val = _split_files(path, valid, seed, masks)
+    mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
+    if mask_of: labels = _fitted(labels, mask_of.values())
+    return _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb,
+                    num_workers=num_workers, device=device)
+
+# %% ../../nbs/data/folders.ipynb #a805b22a
+def _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb, **kw):
+    from fastai.data.core import DataLoaders
+    # each worker would fill a memory of its own, and lose it
+    cache = 0 if kw['num_workers'] else int(cache_gb*1e9)
+    dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
+                      _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw),
+                      device=kw['device'])
+    dls.labels, dls.size, dls.crop, dls.geometry = labels, size, crop, _geometry(size, valid_crop)
+    return dls
 
 # %% ../../nbs/data/folders.ipynb #ce5ed621
 @patch

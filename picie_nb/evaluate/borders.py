@@ -19,7 +19,8 @@ def boundary(
     ignore:int=None, # value of pixels that say nothing; None: there are none
 )->Tensor: # (B,H,W) bool
     "Pixels beside which another segment begins"
-    known, res = torch.ones_like(y, dtype=torch.bool) if ignore is None else y!=ignore, torch.zeros_like(y, dtype=torch.bool)
+    known = torch.ones_like(y, dtype=torch.bool) if ignore is None else y!=ignore
+    res = torch.zeros_like(y, dtype=torch.bool)
     for dim in (1, 2):
         n = y.shape[dim]-1
         one, two = (lambda o: o.narrow(dim, 0, n)), (lambda o: o.narrow(dim, 1, n))
@@ -31,7 +32,7 @@ def boundary(
 def _near(b, tol): return F.max_pool2d(b[:, None].float(), 2*tol+1, 1, tol)[:, 0] > 0
 
 class BoundaryF:
-    "How many borders lie within a few pixels of where they should? Gathered batch by batch"
+    "How many borders lie within a few pixels of their place? Gathered batch by batch"
     def __init__(self,
         tol:int=2, # distance that is still right, in pixels of the masks
         ignore:int=255, # true value of pixels that are not counted
@@ -42,10 +43,13 @@ class BoundaryF:
 
     def reset(self):
         "Forget all counts"
-        self.counts = torch.zeros(4, dtype=torch.float64) # right and all predicted ones, found and all true ones
+        # right and all predicted border pixels, found and all true ones
+        self.counts = torch.zeros(4, dtype=torch.float64)
         return self
 
-    def __repr__(self): return f"BoundaryF: {self.value:.1%} (precision {self.precision:.1%}, recall {self.recall:.1%}, {self.tol} px)"
+    def __repr__(self):
+        return (f"BoundaryF: {self.value:.1%} (precision {self.precision:.1%}, "
+                f"recall {self.recall:.1%}, {self.tol} px)")
 
 # %% ../../nbs/evaluate/borders.ipynb #99765a58
 @patch
@@ -53,18 +57,24 @@ def update(self:BoundaryF,
     pred:Tensor, # clusters, (B,H,W) int64
     true:Tensor, # classes, (B,H,W) int64
 )->BoundaryF: # itself
-    "Count the borders of a batch; those that the mask cannot judge, beside ignored pixels, are left out"
-    if pred.shape!=true.shape or pred.ndim!=3: raise ValueError(f"pred and true are (B,H,W) of one size, not {tuple(pred.shape)} and {tuple(true.shape)}")
+    "Count the borders of a batch, except predicted ones beside ignored pixels"
+    if pred.shape!=true.shape or pred.ndim!=3:
+        raise ValueError("pred and true are (B,H,W) of one size, "
+                         f"not {tuple(pred.shape)} and {tuple(true.shape)}")
     true = true.to(pred.device)
     p, t, void = boundary(pred), boundary(true, self.ignore), true==self.ignore
     judged = p & ~_near(void, self.tol)
-    self.counts += torch.stack([(judged & _near(t, self.tol)).sum(), judged.sum(), (t & _near(p, self.tol)).sum(), t.sum()]).cpu()
+    right, found = judged & _near(t, self.tol), t & _near(p, self.tol)
+    self.counts += torch.stack([o.sum() for o in (right, judged, found, t)]).cpu()
     return self
 
+# %% ../../nbs/evaluate/borders.ipynb #799c7a8a
 @patch(as_prop=True)
-def precision(self:BoundaryF)->float: return float(self.counts[0]/self.counts[1]) if self.counts[1] else float("nan")
+def precision(self:BoundaryF)->float:
+    return float(self.counts[0]/self.counts[1]) if self.counts[1] else float("nan")
 @patch(as_prop=True)
-def recall(self:BoundaryF)->float: return float(self.counts[2]/self.counts[3]) if self.counts[3] else float("nan")
+def recall(self:BoundaryF)->float:
+    return float(self.counts[2]/self.counts[3]) if self.counts[3] else float("nan")
 @patch(as_prop=True)
 def value(self:BoundaryF)->float:
     "F, the harmonic mean of precision and recall; nan where the masks have no borders"
@@ -74,7 +84,7 @@ def value(self:BoundaryF)->float:
 # %% ../../nbs/evaluate/borders.ipynb #f5d44581
 def mutual_information(
     mat:Tensor, # pixels in cluster i of one segmentation and j of the other, (K,L)
-    normalize:bool=False, # divide by the mean of both entropies, which gives a number in [0,1]?
+    normalize:bool=False, # divide by the mean of both entropies? Then it is in [0,1]
 )->float: # in nats
     "Mutual information of two segmentations of the same pixels"
     p = mat.double()/mat.sum().clamp(min=1)
@@ -84,27 +94,27 @@ def mutual_information(
     return (2*mi/(h1+h2).clamp(min=1e-12) if normalize else mi).clamp(min=0).item()
 
 # %% ../../nbs/evaluate/borders.ipynb #2f2af892
-def _share(mat): # I/H of the columns of a table cells x labels
-    n = mat.sum().clamp(min=1)
-    return mutual_information(mat)*n, torch.special.entr(mat.sum(0)/n).sum()*n
-
 class PositionShare:
-    "How much of the clusters does their place in the picture explain? Gathered batch by batch"
+    "How much of the clusters does their place explain? Gathered batch by batch"
     def __init__(self,
         n_clusters:int, # K; None: as many as occur
         n_classes:int, # C
         ignore:int=255, # true value of pixels that are not counted
         grid:int=8, # cells along each side of the picture
     ):
-        self.n_clusters, self.n_classes, self.ignore, self.grid = n_clusters, n_classes, ignore, grid
+        self.n_clusters, self.n_classes = n_clusters, n_classes
+        self.ignore, self.grid = ignore, grid
         self.reset()
 
     def reset(self):
-        "Forget all counts"
-        self.table = torch.zeros(self.n_classes, self.grid**2, self.n_clusters or 1, dtype=torch.float64)
+        "Forget all counts, of pixels by class, cell and cluster"
+        shape = self.n_classes, self.grid**2, self.n_clusters or 1
+        self.table = torch.zeros(shape, dtype=torch.float64)
         return self
 
-    def __repr__(self): return f"PositionShare: {self.value:.1%} of the clusters, {self.truth:.1%} of the truth, excess {self.excess:.1%}"
+    def __repr__(self):
+        return (f"PositionShare: {self.value:.1%} of the clusters, "
+                f"{self.truth:.1%} of the truth, excess {self.excess:.1%}")
 
 # %% ../../nbs/evaluate/borders.ipynb #131af609
 @patch
@@ -113,13 +123,20 @@ def update(self:PositionShare,
     true:Tensor, # classes, (B,H,W) int64
 )->PositionShare: # itself
     "Count clusters in the cells of each class"
-    G, (h, w), true = self.grid, pred.shape[-2:], true.to(pred.device)
-    cell = (torch.arange(h, device=pred.device)*G//h)[:, None]*G + torch.arange(w, device=pred.device)*G//w
-    ct = true*G*G + cell
+    G, (h, w), true, dev = self.grid, pred.shape[-2:], true.to(pred.device), pred.device
+    up, left = (torch.arange(n, device=dev)*G//n for n in (h, w))
+    ct = true*G*G + up[:, None]*G + left
     n, k = self.n_classes*G*G, self.table.shape[2]
-    if self.n_clusters is None and (more := int(pred.max())+1-k)>0: self.table, k = F.pad(self.table, (0, more)), k+more
-    self.table += confusion(pred, torch.where(true==self.ignore, n, ct), k, n, ignore=n).T.view_as(self.table).cpu()
+    if self.n_clusters is None and (more := int(pred.max())+1-k)>0:
+        self.table, k = F.pad(self.table, (0, more)), k+more
+    ct = torch.where(true==self.ignore, n, ct)
+    self.table += confusion(pred, ct, k, n, ignore=n).T.view_as(self.table).cpu()
     return self
+
+# %% ../../nbs/evaluate/borders.ipynb #6593b121
+def _share(mat): # I and H of the columns of a table cells x labels, times its pixels
+    n = mat.sum().clamp(min=1)
+    return mutual_information(mat)*n, torch.special.entr(mat.sum(0)/n).sum()*n
 
 @patch(as_prop=True)
 def value(self:PositionShare)->float:
@@ -135,7 +152,7 @@ def truth(self:PositionShare)->float:
 
 @patch(as_prop=True)
 def excess(self:PositionShare)->float:
-    "$I(C;X|Y)/H(C|Y)$, what the truth does not explain; 0 if the classes determine the clusters"
+    "$I(C;X|Y)/H(C|Y)$; 0 if the classes determine the clusters"
     i, h = (sum(o) for o in zip(*map(_share, self.table)))
     return float(i/h) if h>1e-9 else 0.
 
@@ -146,20 +163,22 @@ def rim_share(
     tol:int=4, # width of a rim, in pixels
 )->Tensor: # (K,), from 0 to 1; nan for a cluster that does not occur
     "Share of each cluster's pixels that lie close to a border"
-    near, count = _near(boundary(y), tol), lambda o: torch.bincount(o.flatten(), minlength=n_clusters).double()
+    near = _near(boundary(y), tol)
+    count = lambda o: torch.bincount(o.flatten(), minlength=n_clusters).double()
     return count(y[near])/count(y)
 
 # %% ../../nbs/evaluate/borders.ipynb #3cc3a093
 @torch.no_grad()
 def shift_test(
-    segment, # from images (B,3,h,w) in [0,1] to clusters (B,h,w), as `Segmenter.clusters`
+    segment, # from images (B,3,h,w) in [0,1] to clusters (B,h,w): `Segmenter.clusters`
     images, # images (B,3,H,W) in [0,1], or batches that start with them
     window:float=.6, # side of the windows, as a part of the image's side
     shift:float=.3, # distance of the far windows, as a part of the image's side
 )->dict: # near, far: agreement from 0 to 1; leak: what the shift costs
-    "Do two windows over the same place agree on its clusters, however far apart they are?"
+    "Do two windows over the same place agree on its clusters, however far apart?"
     if not 0 < window < 1 or not 0 < shift <= min(window/2, 1-window):
-        raise ValueError(f"window={window}, shift={shift}: windows that far apart must fit into the image and share half of their height")
+        raise ValueError(f"window={window}, shift={shift}: windows that far apart must "
+                         "fit into the image and share half of their height")
     hits = {"near": [], "far": []}
     for b in [images] if torch.is_tensor(images) else images:
         b = b[0] if isinstance(b, (tuple, list)) else b

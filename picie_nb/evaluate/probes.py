@@ -51,7 +51,8 @@ def _batches(batches, C, ignore, what):
             raise ValueError(f"{what} must give batches (x, y): probes need masks")
         x, y = b[0], b[1].as_subclass(Tensor).long()
         if x.ndim!=4 or y.ndim!=3 or len(x)!=len(y):
-            raise ValueError(f"{what} gave x {tuple(x.shape)} and y {tuple(y.shape)}, not (B,3,H,W) and (B,H,W)")
+            raise ValueError(f"{what} gave x {tuple(x.shape)} and y {tuple(y.shape)}, "
+                             "not (B,3,H,W) and (B,H,W)")
         _check(y[y!=ignore], C, f"y of {what}", "map the mask to classes, or set ignore")
         n += len(x)
         yield x, y
@@ -66,7 +67,8 @@ def _pixels(net, batches, C, ignore=255, n_pixels=None, generator=None):
         y = _labels_at(y, z.shape[-2:]).flatten(1).to(z.device)
         order = torch.rand(y.shape, generator=generator).to(z.device).masked_fill_(y==ignore, -1)
         idx = order.topk(min(n_pixels or y.shape[1], y.shape[1]), 1).indices
-        z, y = z.flatten(2).transpose(1, 2).gather(1, idx[..., None].expand(-1, -1, z.shape[1])), y.gather(1, idx)
+        z = z.flatten(2).transpose(1, 2).gather(1, idx[..., None].expand(-1, -1, z.shape[1]))
+        y = y.gather(1, idx)
         zs.append(z[y!=ignore]); ys.append(y[y!=ignore])
     z, y = torch.cat(zs), torch.cat(ys)
     if not len(y): raise ValueError("train has no labelled pixels: are all masks void?")
@@ -82,7 +84,8 @@ def _fit_linear(z, y, C, steps=500, lr=.1, bs=1024, generator=None):
         for g in opt.param_groups: g["lr"] = lr*(1-i/steps)
         idx = torch.randint(len(z), (bs,), generator=generator).to(z.device)
         opt.zero_grad()
-        F.cross_entropy(F.linear(z[idx], conv.weight[:, :, 0, 0], conv.bias), y[idx]).backward()
+        logits = F.linear(z[idx], conv.weight[:, :, 0, 0], conv.bias)
+        F.cross_entropy(logits, y[idx]).backward()
         opt.step()
     return conv.requires_grad_(False)
 
@@ -101,19 +104,20 @@ def _rate(net, classify, valid, labels, ignore, card, rules):
 def _setup(labels, ignore, seed):
     "Number of classes, ignore value and generator"
     C = len(labels) if hasattr(labels, "__len__") else int(labels)
-    return C, getattr(labels, "ignore", 255) if ignore is None else ignore, torch.Generator().manual_seed(seed)
+    if ignore is None: ignore = getattr(labels, "ignore", 255)
+    return C, ignore, torch.Generator().manual_seed(seed)
 
 # %% ../../nbs/evaluate/probes.ipynb #94a00c62
 def linear_probe(
     net, # from images (B,3,H,W) to features (B,D,h,w); it is not changed
-    train, # batches (x, y) to train the probe on: images in [0,1], masks (B,H',W') of classes
+    train, # batches (x, y) to train on: images in [0,1], masks (B,H',W') of classes
     valid, # batches (x, y) to score it on
     labels, # `LabelSet`, list of names, or just the number of classes
     n_pixels:int=200, # cells drawn from each training image; None: all
     steps:int=500, # steps of Adam, with a rate that falls linearly to 0
     lr:float=.1, # rate of the first step
     bs:int=1024, # cells in a step
-    ignore:int=None, # value of masks that is not counted; None: `labels.ignore`, else 255
+    ignore:int=None, # mask value that is not counted; None: `labels.ignore`, else 255
     seed:int=0, # of the sampling
     **protocol, # other rules worth knowing, for example split="val"
 )->Score: # its protocol is "linear"
@@ -122,7 +126,8 @@ def linear_probe(
     with _frozen(net):
         z, y = _pixels(net, train, C, ignore, n_pixels, g)
         with torch.enable_grad(): conv = _fit_linear(z, y, C, steps, lr, bs, g)
-        rules = dict(probe=f"linear probe: {steps} steps, rate {lr:g}, {len(y)} training pixels", **protocol)
+        told = f"linear probe: {steps} steps, rate {lr:g}, {len(y)} training pixels"
+        rules = dict(probe=told, **protocol)
         return _rate(net, conv, valid, labels, ignore, PROTOCOLS["linear"], rules)
 
 # %% ../../nbs/evaluate/probes.ipynb #298e11d5
@@ -132,33 +137,42 @@ def _votes(q, z, y, C, k=20, vote="weighted", tau=.07):
     for part in q.split(max(1, 2**23//len(z))):
         s, idx = (part@z.T).topk(k, 1)
         w = ((s-s[:, :1])/tau).exp() if vote=="weighted" else torch.ones_like(s)
-        res.append(torch.zeros(len(part), C, device=q.device).scatter_add_(1, y[idx], w/w.sum(1, keepdim=True)))
+        empty = torch.zeros(len(part), C, device=q.device)
+        res.append(empty.scatter_add_(1, y[idx], w/w.sum(1, keepdim=True)))
     return torch.cat(res)
+
+# %% ../../nbs/evaluate/probes.ipynb #41b3f410
+_KNN = Protocol("knn", matching="none",
+                centroids="none: a vote of training pixels with labels, on frozen features")
+
+def _voting(z, y, C, k, vote, tau): # from features (B,D,h,w) to shares of votes (B,C,h,w)
+    def classify(f):
+        votes = _votes(f.movedim(1, -1).flatten(0, 2), z, y, C, k, vote, tau)
+        return votes.unflatten(0, (len(f), *f.shape[2:])).movedim(-1, 1)
+    return classify
 
 # %% ../../nbs/evaluate/probes.ipynb #39055f2b
 def knn_probe(
     net, # from images (B,3,H,W) to features (B,D,h,w); it is not changed
-    train, # batches (x, y) to take neighbours from: images in [0,1], masks (B,H',W') of classes
+    train, # batches (x, y) of neighbours: images in [0,1], masks (B,H',W') of classes
     valid, # batches (x, y) to score on
     labels, # `LabelSet`, list of names, or just the number of classes
     k:int=20, # neighbours that vote
     n_pixels:int=100, # cells drawn from each training image; None: all
     vote:str="weighted", # "weighted" by similarity, or "majority"
     tau:float=.07, # temperature of the weights
-    ignore:int=None, # value of masks that is not counted; None: `labels.ignore`, else 255
+    ignore:int=None, # mask value that is not counted; None: `labels.ignore`, else 255
     seed:int=0, # of the sampling
     **protocol, # other rules worth knowing, for example split="val"
 )->Score: # its protocol is "knn"
     "Let the k most similar training pixels vote on the class of every pixel"
-    if vote not in ("weighted", "majority"): raise ValueError(f"vote={vote!r}: use 'weighted' or 'majority'")
+    if vote not in ("weighted", "majority"):
+        raise ValueError(f"vote={vote!r}: use 'weighted' or 'majority'")
     C, ignore, g = _setup(labels, ignore, seed)
     with _frozen(net):
         z, y = _pixels(net, train, C, ignore, n_pixels, g)
-        if not 0<k<=len(y): raise ValueError(f"k={k}, but there are {len(y)} labelled training pixels")
-        def classify(f):
-            votes = _votes(f.movedim(1, -1).flatten(0, 2), z, y, C, k, vote, tau)
-            return votes.unflatten(0, (len(f), *f.shape[2:])).movedim(-1, 1)
-        rules = dict(probe=f"k-NN probe: {k} neighbours of {len(y)} training pixels, {vote} vote", **protocol)
-        return _rate(net, classify, valid, labels, ignore, _KNN, rules)
-
-_KNN = Protocol("knn", matching="none", centroids="none: a vote of training pixels with labels, on frozen features")
+        if not 0<k<=len(y):
+            raise ValueError(f"k={k}, but there are {len(y)} labelled training pixels")
+        told = f"k-NN probe: {k} neighbours of {len(y)} training pixels, {vote} vote"
+        return _rate(net, _voting(z, y, C, k, vote, tau), valid, labels, ignore, _KNN,
+                     dict(probe=told, **protocol))

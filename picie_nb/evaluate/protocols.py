@@ -13,12 +13,14 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from torch import Tensor
 from ..data.labels import label_set
-from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score, _by_class, _named, _told
+from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score
+from .metrics import _by_class, _named, _told
 
 # %% ../../nbs/evaluate/protocols.ipynb #d8da7936
 def _counts(mat, ndim:int=2)->Tensor: # counts of a `ConfusionMatrix`, tensor or array
     mat = torch.as_tensor(getattr(mat, "mat", mat)).cpu()
-    if mat.ndim!=ndim: raise ValueError(f"expected a matrix {('(K,C)','(N,K,C)')[ndim-2]}, not {tuple(mat.shape)}")
+    if mat.ndim!=ndim:
+        raise ValueError(f"expected a matrix {('(K,C)','(N,K,C)')[ndim-2]}, not {tuple(mat.shape)}")
     if not mat.sum(): raise ValueError("no pixel was counted: are all masks void?")
     return mat
 
@@ -27,11 +29,12 @@ def per_image_score(
     mats, # one matrix for each image, (N,K,C): `confusion(..., per_image=True)`
     labels=None, # `LabelSet` or list of C names
     **protocol, # other rules worth knowing, as in `score`
-)->Score: # its matching is "per_image", and no cluster has a class: `assignment` is -1
-    "Match every image by itself, then count all images together; says nothing about what clusters mean"
+)->Score: # its matching is "per_image", and `assignment` is -1: no cluster has a class
+    "Match every image by itself, then count all; says nothing of what clusters mean"
     mats = _counts(mats, 3)
     rows = sum(_by_class(m, hungarian(m)) for m in mats)
-    s = _named(rows, torch.full((mats.shape[1],), -1), labels, **{**protocol, "matching": "per_image"})
+    none = torch.full((mats.shape[1],), -1)
+    s = _named(rows, none, labels, **{**protocol, "matching": "per_image"})
     return _told(s, mats)
 
 # %% ../../nbs/evaluate/protocols.ipynb #79135e94
@@ -45,8 +48,8 @@ class Protocol:
     split:str=None # which of them are scored
     n_images:int=None # how many these are
     labels:str=None # the classes: a name for `label_set`
-    geometry:str=None # size and crop of images and masks, and where the prediction is enlarged
-    matching:str="hungarian" # "hungarian", "many_to_one", "per_image"; "none": predictions are classes already
+    geometry:str=None # size and crop; where the prediction is enlarged
+    matching:str="hungarian" # or "many_to_one", "per_image", "none": predicts classes
     ignore:int=255 # true value of pixels that are not counted
     tta:str="none" # test-time augmentation
     refinement:str="none" # what is done to the prediction afterwards
@@ -55,8 +58,9 @@ class Protocol:
     source:str=None # where the rules were read
 
     def __post_init__(self):
-        if self.matching not in _MATCHINGS:
-            raise ValueError(f"matching={self.matching!r}: use one of {', '.join(map(repr, _MATCHINGS))}")
+        if self.matching in _MATCHINGS: return
+        known = ', '.join(map(repr, _MATCHINGS))
+        raise ValueError(f"matching={self.matching!r}: use one of {known}")
 
 # %% ../../nbs/evaluate/protocols.ipynb #8ae1ee2a
 @patch
@@ -80,15 +84,17 @@ def from_dict(cls:Protocol,
     return cls(**d)
 
 # %% ../../nbs/evaluate/protocols.ipynb #9b164d4d
-_DEFAULTS = {f.name:f.default for f in fields(Protocol) if f.name!="name" and f.default is not None}
+_FIELDS = [f.name for f in fields(Protocol)]
+_DEFAULTS = {f.name:f.default for f in fields(Protocol)
+             if f.name!="name" and f.default is not None}
 
 def _rules(o)->dict: # what counts in a `Protocol` or in the dictionary of a `Score`
     d = {**_DEFAULTS, **(o.to_dict() if isinstance(o, Protocol) else o)}
-    names = dict.fromkeys([f.name for f in fields(Protocol)]+list(d))
-    return {k:d[k] for k in names if k not in ("name", "note", "source") and d.get(k) is not None}
+    names, remarks = dict.fromkeys([*_FIELDS, *d]), ("name", "note", "source")
+    return {k:d[k] for k in names if k not in remarks and d.get(k) is not None}
 
 def _apart(rules:list)->list: # names of the rules that are not the same in all
-    names = dict.fromkeys([f.name for f in fields(Protocol)]+[k for r in rules for k in r])
+    names = dict.fromkeys(_FIELDS+[k for r in rules for k in r])
     return [k for k in names if len({str(r.get(k)) for r in rules})>1]
 
 @patch
@@ -101,26 +107,32 @@ def differences(self:Protocol,
 # %% ../../nbs/evaluate/protocols.ipynb #3761b55a
 @patch
 def score(self:Protocol,
-    mat, # `ConfusionMatrix` or counts, (K,C); one for each image, (N,K,C), if the matching is "per_image"
+    mat, # `ConfusionMatrix` or counts, (K,C); if "per_image" one per image, (N,K,C)
     labels=None, # `LabelSet` or list of C names, default those of the card
-    **changes, # fields of the card that are otherwise here, for example `centroids="..."`
+    **changes, # fields that are otherwise here, for example `centroids="..."`
 )->Score:
     "Score a matrix by the rules of this card; the score carries them"
     p = Protocol.from_dict({**self.to_dict(), **changes})
     if getattr(mat, "ignore", p.ignore)!=p.ignore:
-        raise ValueError(f"the matrix ignores {mat.ignore}, {p.name} says {p.ignore}: give ignore={mat.ignore}")
+        raise ValueError(f"the matrix ignores {mat.ignore}, {p.name} says {p.ignore}: "
+                         f"give ignore={mat.ignore}")
     if labels is None and p.labels: labels = label_set(p.labels)
     if p.matching=="per_image": s = per_image_score(mat, labels)
-    elif p.matching=="none": s = _told(_named(_counts(mat).double(), _match(_counts(mat), "none"), labels), mat)
+    elif p.matching=="none":
+        n = _counts(mat)
+        s = _told(_named(n.double(), _match(n, "none"), labels), mat)
     else: s = score(mat, p.matching, labels)
     s.protocol = {k:v for k, v in p.to_dict().items() if k not in ("note", "source")}
     return s
 
+# %% ../../nbs/evaluate/protocols.ipynb #f1faffb3
 def _match(mat, matching)->Tensor: # class of each cluster
     match = dict(hungarian=hungarian, many_to_one=many_to_one, none=lambda o: torch.arange(len(o)))
-    if matching not in match: raise ValueError(f"matching={matching!r}: use one of {', '.join(map(repr, match))}")
+    if matching not in match:
+        raise ValueError(f"matching={matching!r}: use one of {', '.join(map(repr, match))}")
     if matching=="none" and len(mat)!=mat.shape[1]:
-        raise ValueError(f"{len(mat)} clusters, {mat.shape[1]} classes: matching='none' needs predictions of classes")
+        raise ValueError(f"{len(mat)} clusters, {mat.shape[1]} classes: "
+                         "matching='none' needs predictions of classes")
     return match[matching](mat)
 
 # %% ../../nbs/evaluate/protocols.ipynb #05ff67f2
@@ -137,22 +149,28 @@ _COCO = dict(dataset="COCO-Stuff", split="val2017, curated list 7", n_images=217
 _FAMILY = dict(geometry=_FEATS, centroids="learned by gradient descent", refinement=_CRF, source=_STEGO,
                tta="features averaged with those of the mirror image")
 _OPTION = 'The CRF is optional: without it, give refinement="none", and report both.'
+_THEIRS = dict(geometry=_LOGITS, centroids=_FRESH)
+_LINEAR = "none: a 1x1 convolution learned from labels on frozen features"
 
 # %% ../../nbs/evaluate/protocols.ipynb #ec5d8558
 PROTOCOLS = {p.name:p for p in (
-    Protocol("picie-coco27-320", **_COCO, geometry=_LOGITS, centroids=_FRESH, source=_PICIE.format("coco")),
-    Protocol("picie-city27-320-strict", **_CITIES, split="val + train", n_images=3475, geometry=_LOGITS, centroids=_FRESH,
-             note=_CITY+" The published code trains on test + train_extra.", source=_PICIE.format("cityscapes")),
-    Protocol("picie-city27-320-val", **_CITIES, split="val", n_images=500, geometry=_LOGITS, centroids=_FRESH, note=_CITY,
+    Protocol("picie-coco27-320", **_COCO, **_THEIRS, source=_PICIE.format("coco")),
+    Protocol("picie-city27-320-strict", **_CITIES, split="val + train", n_images=3475, **_THEIRS,
+             note=_CITY+" The published code trains on test + train_extra.",
+             source=_PICIE.format("cityscapes")),
+    Protocol("picie-city27-320-val", **_CITIES, split="val", n_images=500, **_THEIRS, note=_CITY,
              source=_PICIE.format("cityscapes")+", with the split that others use"),
     Protocol("stego-coco27-320", **_COCO, **_FAMILY, note=_OPTION),
-    Protocol("stego-city27-320", **_CITIES, split="val", n_images=500, **_FAMILY, note=_OPTION+" "+_CITY),
+    Protocol("stego-city27-320", **_CITIES, split="val", n_images=500, **_FAMILY,
+             note=_OPTION+" "+_CITY),
     Protocol("full-res", geometry="whole images; the prediction is enlarged to the mask's own size",
              note="Large images in overlapping windows. Fill in dataset, split, n_images and labels."),
-    Protocol("linear", matching="none", centroids="none: a 1x1 convolution learned from labels on frozen features",
-          note="Uses labels; says what features hold, not what clusters mean."),
-    Protocol("m2o@K", matching="many_to_one", note="Grows with K: a table shows K, and never mixes two."),
-    Protocol("per-image", matching="per_image", note="Says whether shapes are right, not what clusters mean."),
+    Protocol("linear", matching="none", centroids=_LINEAR,
+             note="Uses labels; says what features hold, not what clusters mean."),
+    Protocol("m2o@K", matching="many_to_one",
+             note="Grows with K: a table shows K, and never mixes two."),
+    Protocol("per-image", matching="per_image",
+             note="Says whether shapes are right, not what clusters mean."),
 )}
 
 # %% ../../nbs/evaluate/protocols.ipynb #45342028
@@ -161,7 +179,8 @@ def protocol(
 )->Protocol:
     "The card called `name`"
     if isinstance(name, Protocol): return name
-    if name not in PROTOCOLS: raise ValueError(f"no protocol is called {name!r}; known: {', '.join(PROTOCOLS)}")
+    if name not in PROTOCOLS:
+        raise ValueError(f"no protocol is called {name!r}; known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 # %% ../../nbs/evaluate/protocols.ipynb #8371048f
@@ -182,19 +201,21 @@ def _score_rules(s): # rules of a measured score
 def _measured(name, s): # one `Score` or a list of them -> row
     draws = list(s) if isinstance(s, (list, tuple)) else [s]
     if not draws or not all(isinstance(o, Score) for o in draws):
-        raise TypeError(f"{name!r} is neither a Score nor a list of them; for bare numbers use acc= and miou=")
+        raise TypeError(f"{name!r} is neither a Score nor a list of them; "
+                        "for bare numbers use acc= and miou=")
     if apart := _apart([_rules(o.protocol) for o in draws]):
         raise ValueError(f"the scores of {name!r} differ in {', '.join(apart)}: make them rows of their own")
     rules = [_score_rules(o) for o in draws]
     counted = " or ".join(sorted({r["n_classes"] for r in rules}))
     stats = {k:[getattr(o, k) for o in draws] for k in ("acc", "miou")}
-    return dict(name=name, card=draws[0].protocol.get("name"), n=len(draws), source=None,
-                **{k:float(np.mean(v)) for k, v in stats.items()}, std={k:float(np.std(v)) for k, v in stats.items()},
+    mean, std = ({k:float(f(v)) for k, v in stats.items()} for f in (np.mean, np.std))
+    return dict(name=name, card=draws[0].protocol.get("name"), n=len(draws), source=None, **mean, std=std,
                 rules={**rules[0], "n_classes": counted})
 
 # %% ../../nbs/evaluate/protocols.ipynb #60284e14
 def _reported(name, acc, miou, card, n_classes, source): # numbers from elsewhere -> row
-    if card is None: raise ValueError(f"{name!r} has no protocol: give protocol=, a Protocol or the name of one")
+    if card is None:
+        raise ValueError(f"{name!r} has no protocol: give protocol=, a Protocol or the name of one")
     if not source: raise ValueError(f"{name!r} has no source: say where the numbers were read")
     if acc is None and miou is None: raise ValueError(f"{name!r} has neither acc nor miou")
     for k, v in dict(acc=acc, miou=miou).items():
@@ -204,7 +225,8 @@ def _reported(name, acc, miou, card, n_classes, source): # numbers from elsewher
     if n_classes is not None:
         counted, C = n_classes if isinstance(n_classes, tuple) else (n_classes, n_classes)
         rules["n_classes"] = f"{counted} of {C}"
-    return dict(name=name, card=p.name, n=1, source=source, acc=acc, miou=miou, std=None, rules={**_rules(p), **rules})
+    return dict(name=name, card=p.name, n=1, source=source, acc=acc, miou=miou, std=None,
+                rules={**_rules(p), **rules})
 
 # %% ../../nbs/evaluate/protocols.ipynb #3a4dde53
 @patch
@@ -224,13 +246,16 @@ def add(self:ScoreTable,
         raise ValueError(f"{name!r}: a Score brings its own numbers and rules; give the score alone")
     else: row = _measured(name, score)
     self.mixed = self.mixed or mixed
-    if self.rows and not self.mixed and (apart := _apart([self.rows[0]["rules"], row["rules"]])):
-        a, b = self.rows[0], row
-        told = "; ".join(f"{k} ({_short(a['rules'].get(k))} / {_short(b['rules'].get(k))})" for k in apart)
-        raise ValueError(f"{a['name']!r} and {name!r} were measured by different rules: {told}. "
-                         "Make two tables, or give mixed=True to show these rules as columns")
+    if self.rows and not self.mixed: _refuse(self.rows[0], row)
     self.rows.append(row)
     return self
+
+# %% ../../nbs/evaluate/protocols.ipynb #67af813e
+def _refuse(a, b): # rows with different rules
+    if not (apart := _apart([a["rules"], b["rules"]])): return
+    told = "; ".join(f"{k} ({_short(a['rules'].get(k))} / {_short(b['rules'].get(k))})" for k in apart)
+    raise ValueError(f"{a['name']!r} and {b['name']!r} were measured by different rules: {told}. "
+                     "Make two tables, or give mixed=True to show these rules as columns")
 
 def _short(v, n=44): # for an error message
     text = "not said" if v is None else str(v)
@@ -291,29 +316,34 @@ def _repr_html_(self:ScoreTable)->str:
     if not self.rows: return html.escape(repr(self))
     def tr(row, tag): return "<tr>"+"".join(f"<{tag}>{html.escape(o)}</{tag}>" for o in row)+"</tr>"
     head, *rows = self._cells()
-    body = "".join(tr(row, "td") for row in rows)
-    return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table><p>{html.escape(self._foot())}</p>"
+    body, foot = "".join(tr(row, "td") for row in rows), html.escape(self._foot())
+    return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table><p>{foot}</p>"
 
-# %% ../../nbs/evaluate/protocols.ipynb #a7f53932
 @patch
 def to_dict(self:ScoreTable)->dict:
     "Rows, shared rules and the names of those that differ, ready for JSON"
     return dict(rows=[dict(r) for r in self.rows], shared=self.shared(), differing=self.differing())
 
+# %% ../../nbs/evaluate/protocols.ipynb #8312a884
+def _cut(mat, rows, classes, idx, mode): # classes that are scored, and their score
+    if mode=="published":
+        wrong = classes[idx]
+        return wrong.tolist(), _named(mat[idx][:, wrong].double(), classes)
+    if mode=="slice": return idx, _named(rows[idx][:, idx], classes)
+    iou, n = _named(rows, classes).iou[idx], rows[:, idx].sum()
+    acc, miou = rows.diagonal()[idx].sum()/n, iou.nanmean()
+    return idx, Score(acc.item(), miou.item(), iou, int(iou.isfinite().sum()), classes)
+
 # %% ../../nbs/evaluate/protocols.ipynb #73ff710d
 def _groups(labels_or_things, C): # {"things": numbers of classes, "stuff": the others}
     things = getattr(labels_or_things, "things", labels_or_things)
     if things is None or isinstance(things, str):
-        raise ValueError(f"{labels_or_things!r} does not say which classes are things: give a list of their numbers")
+        raise ValueError(f"{labels_or_things!r} does not say which classes are things: "
+                         "give a list of their numbers")
     things = sorted({int(o) for o in things})
     if not 0<len(things)<C or things[0]<0 or things[-1]>=C:
         raise ValueError(f"things={things}: some of the classes 0..{C-1} must be things, and some not")
     return dict(things=things, stuff=[c for c in range(C) if c not in things])
-
-def _of_classes(rows, classes, idx): # "class": some classes of the whole matrix
-    iou = _named(rows, classes).iou[idx]
-    acc = rows.diagonal()[idx].sum()/rows[:, idx].sum()
-    return Score(acc.item(), iou.nanmean().item(), iou, int(iou.isfinite().sum()), classes)
 
 # %% ../../nbs/evaluate/protocols.ipynb #6e42ddc5
 def group_scores(
@@ -331,8 +361,7 @@ def group_scores(
         raise ValueError("mode='published' needs Hungarian matching and as many clusters as classes")
     rows, res = _by_class(mat, classes), {}
     for group, idx in _groups(labels_or_things, mat.shape[1]).items():
-        if mode=="published": order, s = classes[idx].tolist(), _named(mat[idx][:, classes[idx]].double(), classes)
-        else: order, s = idx, _of_classes(rows, classes, idx) if mode=="class" else _named(rows[idx][:, idx], classes)
+        order, s = _cut(mat, rows, classes, idx, mode)
         s.names, s.protocol = names and [names[c] for c in order], dict(protocol)
         s.protocol.update(matching=matching, group=group, group_mode=mode)
         res[group] = s

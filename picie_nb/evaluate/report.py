@@ -17,11 +17,13 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from ..data.folders import image_files, _as_labels, _fitted, _mask_image, _mask_values, _middle, _nfc, _open
+from ..data.folders import image_files, _as_labels, _fitted, _mask_image, _mask_values
+from ..data.folders import _middle, _nfc, _open
 from ..data.labels import LabelSet, label_set, _WHITE
 from ..clustering import scores, upsampled_argmax
 from ..regions import refined_scores
-from .metrics import ConfusionMatrix, Score, score, hungarian, many_to_one, _confusion, _ints, _warn
+from .metrics import ConfusionMatrix, Score, score, hungarian, many_to_one
+from .metrics import _confusion, _ints, _warn
 from .protocols import Protocol, group_scores, protocol as _find
 from .borders import BoundaryF, PositionShare
 
@@ -34,7 +36,8 @@ def _pairs_of(pred, true, names):
     for p, t in zip_longest(pred, true, fillvalue=end):
         if p is end or t is end:
             short, long = ("pred", "true") if p is end else ("true", "pred")
-            raise ValueError(f"{short} ends after {i} images but {long} goes on: give both for the same images")
+            raise ValueError(f"{short} ends after {i} images but {long} goes on: "
+                             "give both for the same images")
         p, t = _ints(p, f"pred of image {i}"), _ints(t, f"true of image {i}")
         for p, t in (zip(p, t) if p.ndim==t.ndim==3 and len(p)==len(t) else [(p, t)]):
             yield next(names, f"image {i}"), p, t
@@ -46,14 +49,16 @@ def _n_clusters(p, t, ignore):
     seen = p[t.to(p.device)!=ignore] if p.shape==t.shape else p
     if not seen.numel(): return 1
     top = int(seen.max())
-    if top==ignore: raise ValueError(f"pred holds {top}, which means void in masks: give every pixel a cluster, "
-                                     f"or say n_clusters={top+1} if it is one")
+    if top==ignore:
+        raise ValueError(f"pred holds {top}, which means void in masks: give every pixel a cluster, "
+                         f"or say n_clusters={top+1} if it is one")
     if top>=2000: raise ValueError(f"pred holds {top}: are these cluster numbers? If so, say n_clusters")
     return top+1
 
 def _gather(images, n_clusters, n_classes, ignore):
-    "Matrices (N,K,C), names and numbers of void pixels, (N,), of all images, and what `picie_nb.evaluate.borders` measures; errors name the image"
-    mats, names, void, edges, places = [], [], [], BoundaryF(ignore=ignore), PositionShare(n_clusters, n_classes, ignore)
+    "Matrices (N,K,C), names and void pixels, (N,), of all images, and their shape; errors name the image"
+    mats, names, void, edges = [], [], [], BoundaryF(ignore=ignore)
+    places = PositionShare(n_clusters, n_classes, ignore)
     for name, p, t in images:
         try: m, v = _confusion(p, t, n_clusters or _n_clusters(p, t, ignore), n_classes, ignore, False)
         except (ValueError, TypeError) as e: raise type(e)(f"{name}: {e}") from None
@@ -64,48 +69,63 @@ def _gather(images, n_clusters, n_classes, ignore):
     shape = dict(border=edges.value, position=places.value, truth=places.truth, excess=places.excess)
     return torch.stack([F.pad(m, (0, 0, 0, K-len(m))) for m in mats]), names, torch.tensor(void), shape
 
+# %% ../../nbs/evaluate/report.ipynb #3d8517b7
+def _named_axes(mats, labels, images):
+    "Names of the N images and C classes of counts (N,K,C), after a look at these"
+    if mats.ndim!=3: raise ValueError(f"mats must be (N,K,C), not {tuple(mats.shape)}")
+    if not mats.sum(): raise ValueError("no pixel was counted: are all masks void?")
+    images = [f"image {i}" for i in range(len(mats))] if images is None else list(images)
+    names = getattr(labels, "names", labels)
+    names = [f"class {c}" for c in range(mats.shape[2])] if names is None else list(names)
+    for o, n, what in ((images, len(mats), "images"), (names, mats.shape[2], "classes")):
+        if len(o)!=n: raise ValueError(f"{len(o)} names for {n} {what}")
+    return images, names
+
 # %% ../../nbs/evaluate/report.ipynb #2f56f718
 class Evaluation:
-    "Counts of clusters x classes for every image, and the numbers that follow from them"
+    "Counts of clusters x classes for every image, and the numbers that follow"
     def __init__(self,
         mats:Tensor, # counts, (N,K,C) int64
         labels=None, # `LabelSet` or list of C names
         protocol=None, # `Protocol` or the name of one
-        matching:str=None, # how clusters get classes, see `MATCHINGS`; None: as the card says, else "hungarian"
+        matching:str=None, # see `MATCHINGS`; None: as the card says, else "hungarian"
         ignore:int=255, # true value of the pixels that were not counted
         images:list=None, # names of the N images
         ignored:Tensor=None, # void pixels of each image, (N,); None: not known
-        shape:dict=None, # border, position, truth and excess, see `picie_nb.evaluate.borders`; None: not known
+        shape:dict=None, # border, position, truth and excess; None: not known
     ):
-        self.mats, self.labels, self.ignored, self.shape = torch.as_tensor(mats), labels, ignored, shape
-        if self.mats.ndim!=3: raise ValueError(f"mats must be (N,K,C), not {tuple(self.mats.shape)}")
-        if not self.mats.sum(): raise ValueError("no pixel was counted: are all masks void?")
-        self.images = [f"image {i}" for i in range(len(mats))] if images is None else list(images)
-        names = getattr(labels, "names", labels)
-        self.names = [f"class {c}" for c in range(self.mats.shape[2])] if names is None else list(names)
-        for o, n, what in ((self.images, len(self.mats), "images"), (self.names, self.mats.shape[2], "classes")):
-            if len(o)!=n: raise ValueError(f"{len(o)} names for {n} {what}")
+        self.mats, self.labels = torch.as_tensor(mats), labels
+        self.ignored, self.shape = ignored, shape
+        self.images, self.names = _named_axes(self.mats, labels, images)
         _warn(self.mats.sum((0, 1)), self._void, labels)
         card = Protocol("unnamed") if protocol is None else _find(protocol)
         self.card, self.n_expected = card, card.n_images
-        self.protocol = replace(card, n_images=len(self.mats), ignore=ignore, matching=matching or card.matching)
+        self.protocol = replace(card, n_images=len(self.mats), ignore=ignore,
+                                matching=matching or card.matching)
 
-    @property
-    def mat(self):
-        "Counts of all images together, (K,C)"
-        return self.mats.sum(0)
-    @property
-    def _void(self): # share of the pixels that are ignored, or None
-        return None if self.ignored is None else int(self.ignored.sum())/max(1, int(self.ignored.sum()+self.mats.sum()))
     def __len__(self): return len(self.mats)
 
+# %% ../../nbs/evaluate/report.ipynb #c6ca75e7
+@patch(as_prop=True)
+def mat(self:Evaluation):
+    "Counts of all images together, (K,C)"
+    return self.mats.sum(0)
+
+@patch(as_prop=True)
+def _void(self:Evaluation): # share of the pixels that are ignored, or None
+    if self.ignored is None: return None
+    void = int(self.ignored.sum())
+    return void/max(1, void+int(self.mats.sum()))
+
 # %% ../../nbs/evaluate/report.ipynb #fb424469
-def _tally(mats, classes):
-    "(N,K,C) counts and (K,) or (N,K) classes, -1 for none -> (N,3,C): pixels right, called and true of each class"
+def _tally(mats, classes): # counts (N,K,C), classes (K,) or (N,K), -1: none
+    "Pixels right, called and true of each class, (N,3,C)"
     N, K, C = mats.shape
     where = (classes%(C+1)).expand(N, K)[..., None].expand(N, K, C)
-    rows = torch.zeros(N, C+1, C, dtype=torch.float64).scatter_add_(1, where, mats.double())
-    return torch.stack([rows[:, :C].diagonal(dim1=1, dim2=2), rows[:, :C].sum(2), rows.sum(1)], 1)
+    rows = torch.zeros(N, C+1, C, dtype=torch.float64)
+    rows.scatter_add_(1, where, mats.double())
+    right, called = rows[:, :C].diagonal(dim1=1, dim2=2), rows[:, :C].sum(2)
+    return torch.stack([right, called, rows.sum(1)], 1)
 
 def _rates(counts):
     "(...,3,C) -> accuracy (...), mIoU (...), IoU (...,C)"
@@ -117,8 +137,9 @@ def _rates(counts):
 def _as_classes(mat):
     "Cluster k is class k"
     K, C = mat.shape
-    if mat[C:].any(): raise ValueError(f"matching 'none' takes predictions for classes 0..{C-1}, but they hold "
-                                       f"{C+mat[C:].sum(1).nonzero()[0].item()}")
+    if mat[C:].any():
+        raise ValueError(f"matching 'none' takes predictions for classes 0..{C-1}, but they hold "
+                         f"{C+mat[C:].sum(1).nonzero()[0].item()}")
     return torch.where(torch.arange(K)<C, torch.arange(K), -1)
 
 MATCHINGS = dict(hungarian=hungarian, many_to_one=many_to_one, none=_as_classes)
@@ -154,7 +175,7 @@ def _counts(self:Evaluation, matching=None):
 @patch
 def score(self:Evaluation,
     matching=None, # one of `MATCHINGS`, "per_image", or (K,) classes; None: as the protocol says
-)->Score:
+)->Score: # carries the rules of the card, with the matching and the number of images that were used
     "Accuracy and mIoU over all images"
     (classes, rule), (acc, miou, iou) = self.classes(matching), _rates(self._counts(matching).sum(0))
     rules = {k:v for k, v in self.protocol.to_dict().items() if k not in ("note", "source") and v!="unnamed"}
@@ -171,13 +192,13 @@ def __repr__(self:Evaluation):
 
 # %% ../../nbs/evaluate/report.ipynb #ee683fbc
 def _card_and_labels(protocol, labels, n_classes, ignore):
-    "Card or None, labels or None, number of classes and ignore value; refuses what does not fit together"
+    "Card or None, labels or None, number of classes, ignore value; refuses what does not fit together"
     card, labels = None if protocol is None else _find(protocol), _as_labels(labels)
     if card is not None and card.labels:
         own = label_set(card.labels)
         if labels is not None and labels.names!=own.names:
-            raise ValueError(f"protocol {card.name} is about the classes of {card.labels}, not {labels!r}: "
-                             "leave labels out")
+            raise ValueError(f"protocol {card.name} is about the classes of {card.labels}, "
+                             f"not {labels!r}: leave labels out")
         labels = labels or own
     if labels is None and not n_classes:
         raise ValueError("which classes? Give labels, a protocol with labels, or n_classes")
@@ -205,6 +226,14 @@ def _two(images, labels): # black and white as 0 and 1; `labels` of truths, None
     white = _black_white(seen)
     return [o==white for o in items] if white else images
 
+# %% ../../nbs/evaluate/report.ipynb #010c48c3
+def _doubtful(labels, ignore, given, void, two):
+    "Refuse an ignored value that seems to mean a class"
+    raw = labels is not None and not given and ignore in labels.table and ignore not in labels.table.values()
+    if void and (raw or two):
+        raise ValueError(f"true holds {ignore}, which is ignored here but seems to mean a class: "
+                         f"give labels.map(true), or ignore={ignore} if it is void")
+
 # %% ../../nbs/evaluate/report.ipynb #7f6f1a7b
 def evaluate(
     pred, # clusters: (N,H,W) array or tensor, or anything that yields (H,W) images or (B,H,W) batches
@@ -221,14 +250,11 @@ def evaluate(
     labels, given = _as_labels(labels), ignore is not None
     card, labels, n_classes, ignore = _card_and_labels(protocol, labels, n_classes, ignore)
     if two := n_classes<3 and not given and not (labels and labels._said):
-        pred = _two(pred, None)
-        true = _two(true, LabelSet(labels.names if labels else map(str, range(n_classes)), ignore=ignore))
+        pred, own = _two(pred, None), labels.names if labels else map(str, range(n_classes))
+        true = _two(true, LabelSet(own, ignore=ignore))
     names = names if names is None else list(names)
     mats, seen, void, shape = _gather(_pairs_of(pred, true, names), n_clusters, n_classes, ignore)
-    raw = labels is not None and not given and ignore in labels.table and ignore not in labels.table.values()
-    if void.any() and (raw or two and not mats[..., 1:].any()): raise ValueError(
-        f"true holds {ignore}, which is ignored here but seems to mean a class: give labels.map(true), or "
-        f"ignore={ignore} if it is void")
+    _doubtful(labels, ignore, given, void.any(), two and not mats[..., 1:].any())
     return Evaluation(mats, labels, card, matching, ignore, names or seen, void, shape)
 
 # %% ../../nbs/evaluate/report.ipynb #64e05ab6
@@ -237,8 +263,8 @@ class ClassTable(list):
     def _cells(self):
         pct = lambda v: "-" if v is None else f"{100*v:.1f}"
         head = ["class", "pixels", "cluster", "IoU", "recall", "precision"]
-        return [head]+[[r["name"], f"{r['pixels']:,}", " ".join(map(str, r["clusters"])) or "-", pct(r["iou"]),
-                        pct(r["recall"]), pct(r["precision"])] for r in self]
+        return [head]+[[r["name"], f"{r['pixels']:,}", " ".join(map(str, r["clusters"])) or "-",
+                        pct(r["iou"]), pct(r["recall"]), pct(r["precision"])] for r in self]
 
     def __repr__(self):
         cells = self._cells()
@@ -249,7 +275,8 @@ class ClassTable(list):
     def _repr_html_(self):
         def tr(row, tag): return "<tr>"+"".join(f"<{tag}>{escape(o)}</{tag}>" for o in row)+"</tr>"
         head, *rows = self._cells()
-        return f"<table><thead>{tr(head, 'th')}</thead><tbody>{''.join(tr(r, 'td') for r in rows)}</tbody></table>"
+        body = "".join(tr(r, "td") for r in rows)
+        return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/evaluate/report.ipynb #6e659218
 @patch
@@ -261,8 +288,8 @@ def per_class(self:Evaluation,
     (right, called, true), iou = counts, _rates(counts)[2]
     number = lambda v: None if v.isnan() else v.item()
     return ClassTable(dict(name=n, pixels=int(true[c]), clusters=(classes==c).nonzero()[:, 0].tolist(),
-                           iou=number(iou[c]), recall=number(right[c]/true[c]), precision=number(right[c]/called[c]))
-                      for c, n in enumerate(self.names))
+                           iou=number(iou[c]), recall=number(right[c]/true[c]),
+                           precision=number(right[c]/called[c])) for c, n in enumerate(self.names))
 
 # %% ../../nbs/evaluate/report.ipynb #2c4bb40e
 @patch
@@ -275,6 +302,17 @@ def _order(self:Evaluation, classes):
 def _fig_size(self:Evaluation): # inches
     side = .42 if len(self.names)<=12 else .21
     return tuple(min(10, side*n+pad) for n, pad in zip(self.mat.shape, (2.6, 1.3)))
+
+def _frame(x, y):
+    from matplotlib.patches import Rectangle
+    return Rectangle((x-.5, y-.5), 1, 1, fill=False, ec=".15", lw=1.3)
+
+def _ticks(ax, names, order):
+    "All classes by name; every cluster's number, or with very many of them every few"
+    size, step = 9 if len(names)<=30 else 9*30/len(names), -(-len(order)//40)
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+    turn = 90 if len(order)>12 else 0
+    ax.set_xticks(range(0, len(order), step), order[::step], fontsize=min(size, 8), rotation=turn)
 
 # %% ../../nbs/evaluate/report.ipynb #ad3a0717
 @patch
@@ -290,10 +328,10 @@ def plot_confusion(self:Evaluation,
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=self._fig_size(), layout="constrained")[1]
     (classes, rule), (K, C) = self.classes(matching), self.mat.shape
-    order = self._order(classes)
+    order, top = self._order(classes), 1 if normalize else None
     m = self.mat[order].T.double()
     if normalize: m = m/m.sum(1 if normalize=="class" else 0, keepdim=True).clamp(min=1)
-    im = ax.imshow(m, cmap="Blues", vmin=0, vmax=1 if normalize else None, interpolation="nearest", aspect="equal")
+    im = ax.imshow(m, cmap="Blues", vmin=0, vmax=top, interpolation="nearest", aspect="equal")
     for j, k in enumerate(order):
         if classes[k]>=0: ax.add_patch(_frame(j, classes[k].item()))
     _ticks(ax, self.names, order)
@@ -301,18 +339,6 @@ def plot_confusion(self:Evaluation,
     ax.figure.colorbar(im, ax=ax, label=what, shrink=.7)
     ax.set(xlabel=f"cluster (matching: {rule.replace('_', ' ')})", ylabel="class")
     return ax
-
-# %% ../../nbs/evaluate/report.ipynb #676b6e5f
-def _frame(x, y):
-    from matplotlib.patches import Rectangle
-    return Rectangle((x-.5, y-.5), 1, 1, fill=False, ec=".15", lw=1.3)
-
-def _ticks(ax, names, order):
-    "All classes by name; every cluster's number, or with very many of them every few"
-    size = 9 if len(names)<=30 else 9*30/len(names)
-    step = -(-len(order)//40)
-    ax.set_yticks(range(len(names)), names, fontsize=size)
-    ax.set_xticks(range(0, len(order), step), order[::step], fontsize=min(size, 8), rotation=90 if len(order)>12 else 0)
 
 # %% ../../nbs/evaluate/report.ipynb #eed500cb
 @patch
@@ -351,7 +377,8 @@ def ari(
 # %% ../../nbs/evaluate/report.ipynb #2997be0b
 def _times(N, n, seed):
     "How often each of N images is drawn, in each of n resamples: (n,N)"
-    return torch.from_numpy(np.random.default_rng(seed).multinomial(N, np.full(N, 1/N), size=n)).double()
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.multinomial(N, np.full(N, 1/N), size=n)).double()
 
 @patch
 def _resample(self:Evaluation, times, matching=None, refit=False):
@@ -375,6 +402,8 @@ def _refitted(self:Evaluation, times, matching=None):
     return torch.cat(res)
 
 # %% ../../nbs/evaluate/report.ipynb #c4cc6b81
+_STATS = dict(acc="accuracy", miou="mIoU")
+
 @dataclass(repr=False, eq=False)
 class Intervals:
     "Intervals of accuracy and mIoU by resampling images"
@@ -393,41 +422,43 @@ class Intervals:
 
     def to_dict(self)->dict:
         "Plain numbers, ready for JSON"
-        return dict(**{k:dict(value=v, low=self[k][0], high=self[k][1]) for k, v in self.value.items()}, ci=self.ci,
-                    resamples=len(self.draws), n_images=self.n_images, matching=self.matching)
+        scores = {k:dict(value=v, low=self[k][0], high=self[k][1]) for k, v in self.value.items()}
+        return dict(**scores, ci=self.ci, resamples=len(self.draws), n_images=self.n_images,
+                    matching=self.matching)
 
-# %% ../../nbs/evaluate/report.ipynb #b7ef06b1
+# %% ../../nbs/evaluate/report.ipynb #226a99c0
+@patch
+def __repr__(self:Intervals):
+    parts = [f"{n} {self.value[k]:.1%} ({self[k][0]:.1%} to {self[k][1]:.1%})" for k, n in _STATS.items()]
+    return (f"{', '.join(parts)}; {self.ci:.0%} intervals, {len(self.draws)} resamples of "
+            f"{self.n_images} images, matching {self.matching}")
+
 def _check_bootstrap(n, ci, N):
     if N<2: raise ValueError("there is only one image: an interval needs several")
     if not 0<ci<1: raise ValueError(f"ci={ci}: give a share such as .95")
-    if n*(1-ci)<2-1e-9: raise ValueError(f"n={n} resamples are too few for ci={ci}: take at least {round(2/(1-ci))}")
+    if n*(1-ci)<2-1e-9:
+        raise ValueError(f"n={n} resamples are too few for ci={ci}: take at least {round(2/(1-ci))}")
 
 def _how(rule, refit):
     "The matching in words"
-    return rule if rule not in ("hungarian", "many_to_one") else f"{rule}, {'refitted' if refit else 'kept'}"
+    if rule not in ("hungarian", "many_to_one"): return rule
+    return f"{rule}, {'refitted' if refit else 'kept'}"
 
+# %% ../../nbs/evaluate/report.ipynb #b7ef06b1
 @patch
 def bootstrap(self:Evaluation,
     n:int=1000, # number of resamples
     ci:float=.95, # share of resamples inside the interval
     seed:int=0, # seed of the resampling
     matching=None, # as in `Evaluation.score`
-    refit:bool=False, # match clusters anew in every resample, instead of keeping the classes they have?
+    refit:bool=False, # match anew in every resample, instead of keeping the classes?
 )->Intervals:
     "How much the scores would move with other images"
     _check_bootstrap(n, ci, len(self))
     s = self.score(matching)
     draws = self._resample(_times(len(self), n, seed), matching, refit)
-    return Intervals(dict(acc=s.acc, miou=s.miou), draws, ci, len(self), _how(s.matching, refit))
-
-@patch
-def __repr__(self:Intervals):
-    parts = [f"{n} {self.value[k]:.1%} ({self[k][0]:.1%} to {self[k][1]:.1%})" for k, n in _STATS.items()]
-    return (f"{', '.join(parts)}; {self.ci:.0%} intervals, {len(self.draws)} resamples of {self.n_images} images, "
-            f"matching {self.matching}")
-
-# %% ../../nbs/evaluate/report.ipynb #226a99c0
-_STATS = dict(acc="accuracy", miou="mIoU")
+    value = dict(acc=s.acc, miou=s.miou)
+    return Intervals(value, draws, ci, len(self), _how(s.matching, refit))
 
 # %% ../../nbs/evaluate/report.ipynb #87cb21dc
 class Comparison(Intervals):
@@ -447,18 +478,21 @@ class Comparison(Intervals):
 
     def __repr__(self):
         points = lambda v: f"{100*v:+.1f}"
-        parts = [f"{n} {points(self.value[k])} ({' to '.join(map(points, self[k]))}), better in {self.better(k):.1%}"
-                 for k, n in _STATS.items()]
-        return (f"A - B, in points: {'; '.join(parts)}; {self.ci:.0%} intervals, {len(self.draws)} paired resamples of "
-                f"{self.n_images} images, matching {self.matching}")
+        parts = [f"{n} {points(self.value[k])} ({' to '.join(map(points, self[k]))}), "
+                 f"better in {self.better(k):.1%}" for k, n in _STATS.items()]
+        return (f"A - B, in points: {'; '.join(parts)}; {self.ci:.0%} intervals, "
+                f"{len(self.draws)} paired resamples of {self.n_images} images, matching {self.matching}")
 
 # %% ../../nbs/evaluate/report.ipynb #e8eaf440
 def _same_images(a, b):
     "Refuse to compare evaluations of different images"
-    if len(a)!=len(b): raise ValueError(f"A has {len(a)} images, B has {len(b)}: evaluate both on the same")
-    if a.names!=b.names: raise ValueError("A and B have different classes: evaluate both with the same labels")
+    if len(a)!=len(b):
+        raise ValueError(f"A has {len(a)} images, B has {len(b)}: evaluate both on the same")
+    if a.names!=b.names:
+        raise ValueError("A and B have different classes: evaluate both with the same labels")
     if wrong := [i for i, (m, n) in enumerate(zip(a.images, b.images)) if m!=n]:
-        raise ValueError(f"A has {a.images[wrong[0]]} where B has {b.images[wrong[0]]}: give both in the same order")
+        raise ValueError(f"A has {a.images[wrong[0]]} where B has {b.images[wrong[0]]}: "
+                         "give both in the same order")
     if (wrong := (a.mats.sum(1)!=b.mats.sum(1)).any(1)).any():
         first = a.images[wrong.nonzero()[0].item()]
         raise ValueError(f"the true pixels of {first} differ: these are not the same masks")
@@ -480,7 +514,7 @@ def compare(
     n:int=1000, # number of resamples
     ci:float=.95, # share of resamples inside the interval
     seed:int=0, # seed of the resampling
-    matching:str=None, # one of `MATCHINGS` or "per_image", for both; None: as their protocols say
+    matching:str=None, # a name, for both; None: as their protocols say
     refit:bool=False, # match anew in every resample?
     mixed:bool=False, # compare although the rules differ?
 )->Comparison:
@@ -506,19 +540,28 @@ class Scores(list):
     @property
     def iou(self): return torch.stack([s.iou for s in self]).nanmean(0)
     @property
-    def shape(self): return {k: float(np.mean([o[k] for o in self.shapes])) for k in (self.shapes[0] if self.shapes else ())}
-    def to_dict(self):
-        iou = [None if o != o else o for o in self.iou.tolist()]
-        return dict(acc=self.acc, miou=self.miou, std=self.std, draws=[dict(acc=s.acc, miou=s.miou) for s in self],
-                    iou=dict(zip(self[0].names, iou)) if self[0].names else iou, protocol=self[0].protocol,
-                    shape={k: None if v != v else v for k, v in self.shape.items()})
-    def __repr__(self):
-        sd = self.std
-        mean = f"accuracy {self.acc:.1%} ± {sd['acc']:.1%}, mIoU {self.miou:.1%} ± {sd['miou']:.1%}"
-        looks = "\nborders within 2 px {border:.1%}; position explains {position:.1%} (of the truth {truth:.1%}, excess {excess:.1%})".format(**self.shape) if self.shapes else ""
-        return f"{mean}, {len(self)} K-means draws{looks}\nlast draw: {self[-1]}"
+    def shape(self):
+        keys = self.shapes[0] if self.shapes else ()
+        return {k: float(np.mean([o[k] for o in self.shapes])) for k in keys}
 
-# %% ../../nbs/evaluate/report.ipynb #42007f7a
+@patch
+def to_dict(self:Scores):
+    iou, names = [None if o != o else o for o in self.iou.tolist()], self[0].names
+    return dict(acc=self.acc, miou=self.miou, std=self.std,
+                draws=[dict(acc=s.acc, miou=s.miou) for s in self],
+                iou=dict(zip(names, iou)) if names else iou,
+                protocol=self[0].protocol,
+                shape={k: None if v != v else v for k, v in self.shape.items()})
+
+# %% ../../nbs/evaluate/report.ipynb #96fd4856
+@patch
+def __repr__(self:Scores):
+    sd, looks = self.std, ""
+    mean = f"accuracy {self.acc:.1%} ± {sd['acc']:.1%}, mIoU {self.miou:.1%} ± {sd['miou']:.1%}"
+    if self.shapes: looks = ("\nborders within 2 px {border:.1%}; position explains {position:.1%} "
+                             "(of the truth {truth:.1%}, excess {excess:.1%})").format(**self.shape)
+    return f"{mean}, {len(self)} K-means draws{looks}\nlast draw: {self[-1]}"
+
 def _score_batch(net, draws, readout, refine, x, y, counts):
     "Add one batch to the counts of each draw"
     f = F.normalize(net(x).float(), dim=1)
@@ -527,6 +570,13 @@ def _score_batch(net, draws, readout, refine, x, y, counts):
         c = upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:])
         mat.update(c, y, x), edges.update(c, y), place.update(c, y)
 
+def _pair(b): # (images, masks) of a batch
+    if not isinstance(b, (tuple, list)) or len(b) < 2 or getattr(b[1], "ndim", 0) != 3:
+        raise ValueError("There are no masks in these batches to score against: "
+                         "give picie_dls masks= and labels=")
+    return (o.as_subclass(Tensor) for o in b[:2])
+
+# %% ../../nbs/evaluate/report.ipynb #42007f7a
 @torch.no_grad()
 def score_draws(
     net, # from images (B,3,H,W) in [0,1] to features (B,D,h,w)
@@ -540,15 +590,14 @@ def score_draws(
 )->Scores:
     "Accuracy, mIoU, borders and position of several sets of centroids on the same features"
     net, k, C, ignore = net.eval(), len(draws[0]), len(classes), classes.ignore
-    counts = [(ConfusionMatrix(k, C, ignore), BoundaryF(ignore=ignore), PositionShare(k, C, ignore)) for _ in draws]
-    for b in batches:
-        if not isinstance(b, (tuple, list)) or len(b) < 2 or getattr(b[1], "ndim", 0) != 3:
-            raise ValueError("There are no masks in these batches to score against: give picie_dls masks= and labels=")
-        _score_batch(net, draws, readout, refine, *(o.as_subclass(Tensor) for o in b[:2]), counts)
+    counts = [(ConfusionMatrix(k, C, ignore), BoundaryF(ignore=ignore), PositionShare(k, C, ignore))
+              for _ in draws]
+    for b in batches: _score_batch(net, draws, readout, refine, *_pair(b), counts)
     if refine: protocol["refinement"] = f"{refine} rounds"
     res = Scores(score(m, matching, labels=classes) for m, *_ in counts)
     for s in res: s.protocol.update(protocol)
-    res.shapes = [dict(border=e.value, position=p.value, truth=p.truth, excess=p.excess) for _, e, p in counts]
+    res.shapes = [dict(border=e.value, position=p.value, truth=p.truth, excess=p.excess)
+                  for _, e, p in counts]
     return res
 
 # %% ../../nbs/evaluate/report.ipynb #84793bd5
@@ -563,7 +612,8 @@ def _by_key(folder, suffix):
         if key in res: raise ValueError(f"{res[key]} and {f} have the same name: keep one of them")
         res[key] = f
     ending = f" whose name ends in {suffix}" if suffix else ""
-    if not res: raise FileNotFoundError(f"no PNG{ending} in {folder}: masks must be PNG, BMP or TIFF, not JPEG")
+    if not res:
+        raise FileNotFoundError(f"no PNG{ending} in {folder}: masks must be PNG, BMP or TIFF, not JPEG")
     return res
 
 # %% ../../nbs/evaluate/report.ipynb #81e62182
@@ -577,10 +627,12 @@ def _match_files(pred_dir, true_dir, pred_suffix="", true_suffix=""):
     if missing:
         wanted = Path(pred_dir)/(missing[0]+pred_suffix+".png")
         raise FileNotFoundError(f"{len(missing)} of {len(trues)} truths have no prediction, first "
-                                f"{trues[missing[0]]}: expected {wanted}; predict all images, or give fewer truths")
+                                f"{trues[missing[0]]}: expected {wanted}; "
+                                "predict all images, or give fewer truths")
     if extra:
         raise ValueError(f"{len(extra)} of {len(preds)} predictions have no truth in {true_dir}, first "
-                         f"{preds[extra[0]]}: remove them, or say with true_suffix how the truths are named")
+                         f"{preds[extra[0]]}: remove them, or say with true_suffix "
+                         "how the truths are named")
     return [(k, preds[k], trues[k]) for k in sorted(trues)]
 
 # %% ../../nbs/evaluate/report.ipynb #765e4155
@@ -589,18 +641,19 @@ def _numbers(im):
     im = _mask_image(im)
     a = np.asarray(im)
     if a.ndim!=2 or a.dtype.kind not in "iub":
-        raise ValueError(f"it holds colours or fractions (mode {im.mode}), not numbers: save one whole number per pixel, "
-                         "as a grey or palette PNG")
+        raise ValueError(f"it holds colours or fractions (mode {im.mode}), not numbers: "
+                         "save one whole number per pixel, as a grey or palette PNG")
     return a.astype(np.int64)
 
-# %% ../../nbs/evaluate/report.ipynb #07f60895
 def _nearest_size(a, size):
     "(H,W) numbers at another size"
-    return np.asarray(Image.fromarray(a.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)).astype(np.int64)
+    im = Image.fromarray(a.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(im).astype(np.int64)
 
 def _centre_square(a, side):
     "Short side to `side`, by nearest; then the square in the middle"
-    return np.asarray(_middle(Image.fromarray(a.astype(np.int32)), side, Image.Resampling.NEAREST)).astype(np.int64)
+    im = _middle(Image.fromarray(a.astype(np.int32)), side, Image.Resampling.NEAREST)
+    return np.asarray(im).astype(np.int64)
 
 def _crop_of(card):
     "Side of the centre square that a card cuts out, or None"
@@ -618,11 +671,11 @@ def _read_pair(pred_file, true_file, labels, resize, crop, white=None):
     if p.shape==t.shape: return p, t
     (h, w), (H, W) = p.shape, t.shape
     if not .9 < (w/h)/(W/H) < 1.1:
-        raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}, which is another shape: "
-                                                    "was one of them cropped or turned?")
+        raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}, "
+                         "which is another shape: was one of them cropped or turned?")
     if not resize:
-        raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}: predict at that size, or ask for "
-                                    'resize="nearest"')
+        raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}: "
+                         'predict at that size, or ask for resize="nearest"')
     return _nearest_size(p, t.shape), t
 
 # %% ../../nbs/evaluate/report.ipynb #9dc78aaf
@@ -630,21 +683,22 @@ def evaluate_folders(
     pred_dir, # folder of predictions: PNG files with the number of a cluster in every pixel
     true_dir, # folder of truths: PNG files with the values that the labels know
     protocol=None, # `Protocol` or its name
-    labels=None, # `LabelSet`, a list of class names, or what else `label_set` takes; None: those of the protocol
+    labels=None, # `LabelSet`, a list of class names, or what else `label_set` takes; None: the protocol's
     n_clusters:int=None, # K; None: as many as occur
     matching:str=None, # how clusters get classes; None: as the protocol says, else "hungarian"
     resize=False, # "nearest": enlarge or shrink predictions to the size of their truths
-    crop:int=None, # cut truths: short side to this, then the square in the middle; None: as the protocol says
+    crop:int=None, # cut truths: short side to this, then the middle square; None: as the protocol says
     pred_suffix:str="", # what the names of predictions end in, beyond those of the images
     true_suffix:str="", # the same for truths, for example "_gtFine_labelIds"
 )->Evaluation: # its `images` are the names of the files, without endings
     "Evaluate a folder of predictions against a folder of truths"
     if resize not in (False, "nearest"): raise ValueError(f'resize={resize!r}: use False or "nearest"')
     card, labels, C, ignore = _card_and_labels(protocol, labels, None, None)
-    pairs, crop = _match_files(pred_dir, true_dir, pred_suffix, true_suffix), _crop_of(card) if crop is None else crop
-    labels = _fitted(labels, [t for _, _, t in pairs])
+    pairs = _match_files(pred_dir, true_dir, pred_suffix, true_suffix)
+    crop, labels = _crop_of(card) if crop is None else crop, _fitted(labels, [t for _, _, t in pairs])
     white = _black_white(np.unique(_open(p, _numbers)) for _, p, _ in pairs) if C==2 else None
-    images = ((str(p), *map(torch.from_numpy, _read_pair(p, t, labels, resize, crop, white))) for _, p, t in pairs)
+    def read(p, t): return map(torch.from_numpy, _read_pair(p, t, labels, resize, crop, white))
+    images = ((str(p), *read(p, t)) for _, p, t in pairs)
     mats, _, void, shape = _gather(images, n_clusters, C, ignore)
     return Evaluation(mats, labels, card, matching, ignore, [k for k, _, _ in pairs], void, shape)
 
@@ -656,8 +710,10 @@ def to_dict(self:Evaluation,
     **kwargs # passed on to `Evaluation.bootstrap`
 )->dict: # ready for JSON
     "Score, classes, groups, matrix and intervals"
-    res = dict(score=self.score(matching).to_dict(), per_class=list(self.per_class(matching)), nmi=nmi(self.mat),
-               ari=ari(self.mat), shape=self.shape and {k: v if v==v else None for k, v in self.shape.items()}, n_images=len(self), n_expected=self.n_expected, confusion=self.mat.tolist())
+    shape = self.shape and {k: v if v==v else None for k, v in self.shape.items()}
+    res = dict(score=self.score(matching).to_dict(), per_class=list(self.per_class(matching)),
+               nmi=nmi(self.mat), ari=ari(self.mat), shape=shape, n_images=len(self),
+               n_expected=self.n_expected, confusion=self.mat.tolist())
     if isinstance(matching, (str, type(None))):
         res["groups"] = {k:s.to_dict() for k, s in self.groups(matching).items()}
     if bootstrap: res["intervals"] = self.bootstrap(bootstrap, matching=matching, **kwargs).to_dict()

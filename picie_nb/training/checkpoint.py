@@ -1,4 +1,4 @@
-"""A training that was cut off goes on where it was, and ends with the same numbers as one that never stopped
+"""A training that was cut off goes on where it was, with the same numbers; and what happens when files are broken, hostile or very many
 
 Docs: https://picie-nb.github.io/picie_nb/training/checkpoint.html.md"""
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
+from fastcore.basics import patch
 from fastcore.foundation import L
 from .distributed import undivided, unwrap
 
@@ -27,6 +28,7 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../nbs/training/checkpoint.ipynb #338ae4cf
 def _write(folder:Path, epoch:int, arrays:dict, header:dict)->Path:
     "Write `epoch-0003-<checksum>.safetensors`, whole or not at all"
     tmp = folder/f".checkpoint.{os.getpid()}.tmp"
@@ -37,36 +39,48 @@ def _write(folder:Path, epoch:int, arrays:dict, header:dict)->Path:
         os.replace(tmp, path)
         _sync(folder)
     except (OSError, SafetensorError) as e:
-        raise OSError(f"{folder}: the checkpoint of epoch {epoch} could not be written ({e}). Earlier ones are as they were: "
-                      "make room there, or give another folder, and resume") from e
+        raise OSError(f"{folder}: the checkpoint of epoch {epoch} could not be written "
+                      f"({e}). Earlier ones are as they were: make room there, "
+                      "or give another folder, and resume") from e
     finally: tmp.unlink(missing_ok=True)
     return path
 
-def _found(folder)->list:
-    "Checkpoints in a folder, newest first"
-    files = [f for f in Path(folder).glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d+-[0-9a-f]{16}", f.stem)]
-    return sorted(files, key=lambda f: int(f.stem.split("-")[1]), reverse=True)
-
+# %% ../../nbs/training/checkpoint.ipynb #1850241c
 def _read(path:Path):
     "Header and arrays; ValueError if the file is not what was written"
-    if _digest(path) != path.stem[-16:]: raise ValueError(f"{path} is damaged: its content does not fit the checksum in its name")
-    with safe_open(str(path), framework="pt") as f: meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    if "picie_nb" not in meta: raise ValueError(f"{path} is a safetensors file, but not a checkpoint of picie_nb")
+    if _digest(path) != path.stem[-16:]:
+        raise ValueError(f"{path} is damaged: its content does not fit the checksum "
+                         "in its name")
+    with safe_open(str(path), framework="pt") as f:
+        meta, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    if "picie_nb" not in meta:
+        raise ValueError(f"{path} is a safetensors file, "
+                         "but not a checkpoint of picie_nb")
     return json.loads(meta["picie_nb"]), arrays
+
+# %% ../../nbs/training/checkpoint.ipynb #630d7eed
+def _found(folder)->list:
+    "Checkpoints in a folder, newest first"
+    files = Path(folder).glob("epoch-*.safetensors")
+    files = [f for f in files if re.fullmatch(r"epoch-\d+-[0-9a-f]{16}", f.stem)]
+    return sorted(files, key=lambda f: int(f.stem.split("-")[1]), reverse=True)
 
 # %% ../../nbs/training/checkpoint.ipynb #3210e9b1
 def _get_rng(dls):
     "State of all random numbers: (arrays, JSON)"
     arrays = {"rng.torch": torch.get_rng_state()}
-    if torch.cuda.is_available(): arrays.update({f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
+    if torch.cuda.is_available():
+        arrays.update({f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
     name, keys, *rest = np.random.get_state()
-    return arrays, dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], loaders=[undivided(dl).rng.getstate() for dl in dls.loaders])
+    return arrays, dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest],
+                        loaders=[undivided(dl).rng.getstate() for dl in dls.loaders])
 
 def _set_rng(dls, arrays, js):
     state = lambda o: (o[0], tuple(o[1]), o[2])
     torch.set_rng_state(arrays["rng.torch"])
     cuda = sorted(k for k in arrays if k.startswith("rng.cuda."))
-    if len(cuda) == torch.cuda.device_count() and cuda: torch.cuda.set_rng_state_all([arrays[k] for k in cuda])
+    if len(cuda) == torch.cuda.device_count() and cuda:
+        torch.cuda.set_rng_state_all([arrays[k] for k in cuda])
     random.setstate(state(js["python"]))
     np.random.set_state((js["numpy"][0], np.array(js["numpy"][1], np.uint32), *js["numpy"][2:]))
     for dl, o in zip(dls.loaders, js["loaders"]): undivided(dl).rng.setstate(state(o))
@@ -85,19 +99,36 @@ def _get_state(learn):
     for name, m in (("net", net), ("snapshot", cb.snapshot)):
         if m is not None: arrays.update({f"{name}.{k}": _own(v) for k, v in m.state_dict().items()})
     for i, (mus, ws) in enumerate(cb.heads):
-        for j, (mu, w) in enumerate(zip(mus, ws)): arrays.update({f"head.{i}.{j}.{k}": _own(o) for k, o in (("mu", mu), ("weight", w)) if torch.is_tensor(o)})
+        for j, (mu, w) in enumerate(zip(mus, ws)):
+            found = {k: o for k, o in (("mu", mu), ("weight", w)) if torch.is_tensor(o)}
+            arrays.update({f"head.{i}.{j}.{k}": _own(o) for k, o in found.items()})
     if cb.mu_eval is not None: arrays["mu_eval"] = _own(cb.mu_eval)
     js["read_at"], js["steps"] = cb.read_at, cb.steps
-    js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values], iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
-    arrays["losses"], arrays["smooth_loss"] = torch.tensor([float(o) for o in rec.losses], dtype=torch.float64), _own(torch.as_tensor(rec.smooth_loss.val))
+    js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values],
+                          iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
+    arrays["losses"] = torch.tensor([float(o) for o in rec.losses], dtype=torch.float64)
+    arrays["smooth_loss"] = _own(torch.as_tensor(rec.smooth_loss.val))
     if getattr(learn, "scaler", None): js["scaler"] = learn.scaler.state_dict()
     return arrays, js
 
 # %% ../../nbs/training/checkpoint.ipynb #65acaf78
 def _part(arrays, name): return {k[len(name)+1:]: v for k, v in arrays.items() if k.startswith(name+".")}
 
+def _set_heads(cb, arrays, js, dev):
+    "Put back centroids and weights of the clusters"
+    heads = {}
+    for k, v in _part(arrays, "head").items():
+        i, j, what = k.split(".")
+        heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev)
+    cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)])
+                for _, o in sorted(heads.items())]
+    cb.mu = cb.heads[0][0] if cb.heads else None
+    cb.mu_eval = arrays["mu_eval"].to(dev) if "mu_eval" in arrays else None
+    cb.read_at, cb.steps, cb.moved = js.get("read_at", cb.read_at), js.get("steps", 0), False
+
+# %% ../../nbs/training/checkpoint.ipynb #ca8bf4fb
 def _set_state(learn, arrays, js):
-    "Put back what `_get_state` took"
+    "Put back what `_get_state` took, on the network's device and in its layout in memory"
     net, cb, rec = unwrap(learn.model), learn.cluster, learn.recorder
     dev = next(net.parameters()).device
     net.load_state_dict(_part(arrays, "net"))
@@ -105,47 +136,53 @@ def _set_state(learn, arrays, js):
     cb.snapshot = copy.deepcopy(net).eval().requires_grad_(False) if snapshot else None
     if snapshot: cb.snapshot.load_state_dict(snapshot)
     for i, (p, _, s, _) in enumerate(learn.opt.all_params()):
-        tensors = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in _part(arrays, f"opt.{i}").items()}
+        tensors = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device)
+                   for k, v in _part(arrays, f"opt.{i}").items()}
         s.clear(); s.update(js["opt"][i]); s.update(tensors)
     for h, o in zip(learn.opt.hypers, js["hypers"]): h.update(o)
-    heads = {}
-    for k, v in _part(arrays, "head").items():
-        i, j, what = k.split(".")
-        heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev)
-    cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)]) for _, o in sorted(heads.items())]
-    cb.mu, cb.mu_eval = cb.heads[0][0] if cb.heads else None, arrays["mu_eval"].to(dev) if "mu_eval" in arrays else None
-    cb.read_at, cb.steps, cb.moved = js.get("read_at", cb.read_at), js.get("steps", 0), False
+    _set_heads(cb, arrays, js, dev)
     learn.epoch_rows.rows, r = js["rows"], js["recorder"]
-    rec.values, rec.iters, rec.lrs, rec.losses = [L(o) for o in r["values"]], r["iters"], r["lrs"], list(arrays["losses"].float())
-    rec.smooth_loss.count, rec.smooth_loss.val = r["count"], arrays["smooth_loss"].to(rec.smooth_loss.val)
+    rec.values, rec.iters, rec.lrs = [L(o) for o in r["values"]], r["iters"], r["lrs"]
+    rec.losses = list(arrays["losses"].float())
+    rec.smooth_loss.count = r["count"]
+    rec.smooth_loss.val = arrays["smooth_loss"].to(rec.smooth_loss.val)
     if js.get("scaler") and getattr(learn, "scaler", None): learn.scaler.load_state_dict(js["scaler"])
-    if not cb.team.rank: _set_rng(learn.dls, arrays, js["rng"]) # others begin each epoch with a number from rank 0
+    if not cb.team.rank: _set_rng(learn.dls, arrays, js["rng"]) # rank 0 sends others a number in each epoch
 
 # %% ../../nbs/training/checkpoint.ipynb #c856e513
 def _names(ds):
     "A short number that stands for the names of all files"
     items = getattr(ds, "items", None)
     if items is None or not all(isinstance(o, (str, Path)) for o in items): return len(ds)
-    return f"{len(items)} files, {hashlib.blake2b(chr(10).join(Path(o).name for o in items).encode(), digest_size=4).hexdigest()}"
+    names = chr(10).join(Path(o).name for o in items).encode()
+    return f"{len(items)} files, {hashlib.blake2b(names, digest_size=4).hexdigest()}"
 
 def _about(learn, **more)->dict:
     "What must be equal for a training to go on"
     config = asdict(learn.config) if is_dataclass(getattr(learn, "config", None)) else {}
     net = unwrap(learn.model)
     dls = learn.dls
-    about = dict(epochs=learn.n_epoch, images=_names(dls.train_ds), validation=_names(dls.valid_ds) if len(dls.loaders) > 1 else None, batch=dls.bs,
-                 processes=learn.cluster.team.size,
-                 num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0, size=getattr(dls, "size", None), crop=getattr(dls, "crop", None),
-                 backbone=net.backbone.name, learning=sum(p.numel() for p in net.parameters() if p.requires_grad), **more, **{f"config {k}": v for k, v in config.items()})
+    about = dict(epochs=learn.n_epoch, images=_names(dls.train_ds),
+                 validation=_names(dls.valid_ds) if len(dls.loaders) > 1 else None,
+                 batch=dls.bs, processes=learn.cluster.team.size,
+                 num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0,
+                 size=getattr(dls, "size", None), crop=getattr(dls, "crop", None), backbone=net.backbone.name,
+                 learning=sum(p.numel() for p in net.parameters() if p.requires_grad),
+                 **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
 
+# %% ../../nbs/training/checkpoint.ipynb #97a0fa14
 def _check_same(folder, was:dict, now:dict):
     if (n := was.get("processes", 1)) != now["processes"]: # to go on with fewer or more is allowed
         steps = [o["batch"]*o.get("processes", 1) for o in (was, now)]
-        if steps[0] != steps[1]: warnings.warn(f"{folder}: {n} processes trained with {steps[0]} images in a step, {now['processes']} go on with {steps[1]}: bs={steps[0]/now['processes']:g} would keep it")
+        if steps[0] != steps[1]:
+            warnings.warn(f"{folder}: {n} processes trained with {steps[0]} images in a step, "
+                          f"{now['processes']} go on with {steps[1]}: "
+                          f"bs={steps[0]/now['processes']:g} would keep it")
         was, now = ({k: v for k, v in o.items() if k not in ("batch", "processes")} for o in (was, now))
     diff = [f"{k}={was.get(k)!r}, not {now.get(k)!r}" for k in {**was, **now} if was.get(k) != now.get(k)]
-    if diff: raise ValueError(f"{folder} belongs to a training with {'; '.join(diff)}: choose the same, or another folder")
+    if diff: raise ValueError(f"{folder} belongs to a training with {'; '.join(diff)}: "
+                              "choose the same, or another folder")
 
 # %% ../../nbs/training/checkpoint.ipynb #26af2f91
 _locks = {} # {folder: open file}, until this process ends
@@ -157,7 +194,8 @@ def _lock(folder:Path):
     if (key := folder.resolve()) in _locks and (key/".lock").exists(): return
     f = open(key/".lock", "w")
     try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-    except BlockingIOError: raise ValueError(f"{folder} is in use by another process that trains: give each training a folder of its own") from None
+    except BlockingIOError: raise ValueError(f"{folder} is in use by another process that trains: "
+                                             "give each training a folder of its own") from None
     _locks[key] = f
 
 # %% ../../nbs/training/checkpoint.ipynb #939a4356
@@ -169,34 +207,9 @@ class CheckpointCallback(Callback):
         resume:bool=False, # go on from the newest sound checkpoint, if there is one?
         keep:int=2, # number of checkpoints that are kept
         **about # what else must be the same when training goes on
-    ): self.folder, self.resume, self.keep, self.about = Path(folder), resume, max(1, keep), about
-
-    def before_fit(self):
-        self.run = not hasattr(self.learn, "lr_finder") # that is no training
-        if not self.run: return
-        if not hasattr(self.learn, "first_epoch"): raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
-        self.team = self.learn.cluster.team
-        if not (found := self.team.first(self.open)): return
-        _set_state(self.learn, found[1], found[0]["state"])
-        self.learn.first_epoch = found[0]["epoch"]
-
-    def open(self):
-        "Header and arrays of the newest sound checkpoint, if there is one to go on from"
-        found = _found(self.folder)
-        if found and not self.resume:
-            raise ValueError(f"{self.folder} holds {found[0].name}, of an earlier training: go on with resume=True, or take another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.folder, os.W_OK): raise PermissionError(f"{self.folder}: no permission to write checkpoints there")
-        _lock(self.folder)
-        for f in self.folder.glob(".checkpoint.*.tmp"): f.unlink(missing_ok=True) # of processes that were killed
-        for path in found:
-            try: header, arrays = _read(path)
-            except (ValueError, OSError, SafetensorError) as e:
-                warnings.warn(f"{e}; going on from the one before")
-                continue
-            _check_same(self.folder, header["about"], _about(self.learn, **self.about))
-            return header, arrays
-        if found: raise ValueError(f"{self.folder}: none of {len(found)} checkpoints is sound. Remove them to start again")
+    ):
+        self.folder, self.resume, self.keep = Path(folder), resume, max(1, keep)
+        self.about = about
 
     def after_epoch(self):
         if hasattr(self.learn, "n_epoch"): self.team.first(self.save)
@@ -204,5 +217,42 @@ class CheckpointCallback(Callback):
     def save(self):
         "Write the checkpoint of this epoch, and remove old ones"
         arrays, state = _get_state(self.learn)
-        _write(self.folder, self.epoch+1, arrays, dict(epoch=self.epoch+1, about=_about(self.learn, **self.about), state=state))
+        about = _about(self.learn, **self.about)
+        header = dict(epoch=self.epoch+1, about=about, state=state)
+        _write(self.folder, self.epoch+1, arrays, header)
         for old in _found(self.folder)[self.keep:]: old.unlink(missing_ok=True)
+
+# %% ../../nbs/training/checkpoint.ipynb #a5e5e172
+@patch
+def before_fit(self:CheckpointCallback):
+    self.run = not hasattr(self.learn, "lr_finder") # that is no training
+    if not self.run: return
+    if not hasattr(self.learn, "first_epoch"):
+        raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
+    self.team = self.learn.cluster.team
+    if not (found := self.team.first(self.open)): return
+    _set_state(self.learn, found[1], found[0]["state"])
+    self.learn.first_epoch = found[0]["epoch"]
+
+# %% ../../nbs/training/checkpoint.ipynb #4a9d0334
+@patch
+def open(self:CheckpointCallback):
+    "Header and arrays of the newest sound checkpoint, if there is one to go on from"
+    found = _found(self.folder)
+    if found and not self.resume:
+        raise ValueError(f"{self.folder} holds {found[0].name}, of an earlier training: "
+                         "go on with resume=True, or take another folder")
+    self.folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(self.folder, os.W_OK):
+        raise PermissionError(f"{self.folder}: no permission to write checkpoints there")
+    _lock(self.folder)
+    for f in self.folder.glob(".checkpoint.*.tmp"): f.unlink(missing_ok=True) # of processes that were killed
+    for path in found:
+        try: header, arrays = _read(path)
+        except (ValueError, OSError, SafetensorError) as e:
+            warnings.warn(f"{e}; going on from the one before")
+            continue
+        _check_same(self.folder, header["about"], _about(self.learn, **self.about))
+        return header, arrays
+    if found: raise ValueError(f"{self.folder}: none of {len(found)} checkpoints is sound. "
+                               "Remove them to start again")

@@ -1,4 +1,4 @@
-"""Several GPUs, or several machines, train one network: what each does alone, and what they must agree on
+"""Several GPUs or machines train one network: the script, the commands, what they must agree on, and what happens when one dies
 
 Docs: https://picie-nb.github.io/picie_nb/training/distributed.html.md"""
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.torch_core import default_device, num_distrib
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 # %% ../../nbs/training/distributed.ipynb #254e9ecb
@@ -34,59 +34,68 @@ class Team:
         if not isinstance(model, DistributedDataParallel): return cls()
         return cls(dist.get_world_size(), dist.get_rank(), model.device)
 
-    def gather(self,
-        t:Tensor=None, # points, (N,D), N may differ; None: nothing from this process
-    )->Tensor: # (N of all,D), in the order of ranks
-        "Points of all processes, for all processes"
-        if self.size == 1: return t
-        shape = torch.tensor((0, 0) if t is None else t.shape, device=self.device)
-        shapes = [torch.zeros_like(shape) for _ in range(self.size)]
-        dist.all_gather(shapes, shape)
-        n, d = torch.stack(shapes).amax(0).tolist()
-        padded = torch.zeros(n, d, device=self.device)
-        if t is not None: padded[:len(t)] = t
-        res = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(res, padded)
-        return torch.cat([r[:s[0]] for r, s in zip(res, shapes)])
-
-    def total(self,
-        t # tensor of any shape, the same in all processes, or a number
-    ): # the same
-        "Sum over all processes"
-        if self.size == 1: return t
-        if not torch.is_tensor(t): return self.total(torch.tensor(t, device=self.device)).item()
-        dist.all_reduce(t := t.clone())
-        return t
-
-    @torch.no_grad()
-    def same(self,
-        ts # tensors, of equal shapes in all processes
-    ):
-        "Overwrite tensors by those of rank 0"
-        if self.size == 1: return
-        for t in ts:
-            if not t.is_contiguous(): raise ValueError("only contiguous tensors can be overwritten")
-            dist.broadcast(t, 0)
-
-    def first(self,
-        f # function without arguments
-    ): # what `f` returned on rank 0
-        "Run `f` on rank 0 only; its result, or its error, is everybody's"
-        if self.size == 1: return f()
-        box = [None]
-        if not self.rank:
-            try: box = [(f(), None)]
-            except Exception as e: box = [(None, e)]
-        dist.broadcast_object_list(box, 0)
-        res, error = box[0]
-        if error is not None: raise error
-        return res
-
     def __repr__(self): return f"Team: rank {self.rank} of {self.size}"
+
+# %% ../../nbs/training/distributed.ipynb #8db873e3
+@patch
+def gather(self:Team,
+    t:Tensor=None, # points, (N,D), N may differ; None: nothing from this process
+)->Tensor: # (N of all,D), in the order of ranks
+    "Points of all processes, for all processes"
+    if self.size == 1: return t
+    shape = torch.tensor((0, 0) if t is None else t.shape, device=self.device)
+    shapes = [torch.zeros_like(shape) for _ in range(self.size)]
+    dist.all_gather(shapes, shape)
+    n, d = torch.stack(shapes).amax(0).tolist()
+    padded = torch.zeros(n, d, device=self.device)
+    if t is not None: padded[:len(t)] = t
+    res = [torch.empty_like(padded) for _ in range(self.size)]
+    dist.all_gather(res, padded)
+    return torch.cat([r[:s[0]] for r, s in zip(res, shapes)])
+
+# %% ../../nbs/training/distributed.ipynb #6d7fd335
+@patch
+def total(self:Team,
+    t # tensor of any shape, the same in all processes, or a number
+): # the same
+    "Sum over all processes"
+    if self.size == 1: return t
+    if not torch.is_tensor(t):
+        return self.total(torch.tensor(t, device=self.device)).item()
+    dist.all_reduce(t := t.clone())
+    return t
+
+@patch
+@torch.no_grad()
+def same(self:Team,
+    ts # tensors, of equal shapes in all processes
+):
+    "Overwrite tensors by those of rank 0"
+    if self.size == 1: return
+    for t in ts:
+        if not t.is_contiguous():
+            raise ValueError("only contiguous tensors can be overwritten")
+        dist.broadcast(t, 0)
+
+# %% ../../nbs/training/distributed.ipynb #c28aa369
+@patch
+def first(self:Team,
+    f # function without arguments
+): # what `f` returned on rank 0
+    "Run `f` on rank 0 only; its result, or its error, is everybody's"
+    if self.size == 1: return f()
+    box = [None]
+    if not self.rank:
+        try: box = [(f(), None)]
+        except Exception as e: box = [(None, e)]
+    dist.broadcast_object_list(box, 0)
+    res, error = box[0]
+    if error is not None: raise error
+    return res
 
 # %% ../../nbs/training/distributed.ipynb #ea814cc0
 class SplitDL(DistributedDL):
-    "fastai's `DistributedDL`, whose training batches together are those that one process would see"
+    "fastai's `DistributedDL`, whose training batches together are those of one process"
     def _broadcast(self, t, rank):
         if not dist.is_initialized(): return t
         box = [t]
@@ -94,13 +103,16 @@ class SplitDL(DistributedDL):
         return box[0]
 
     def _each(self): return math.ceil(self.dl.n/self.world_size)
-    def __len__(self): return self._each()//self.bs if self.drop_last else math.ceil(self._each()/self.bs)
+    def __len__(self):
+        n = self._each()
+        return n//self.bs if self.drop_last else math.ceil(n/self.bs)
 
     def get_idxs(self):
-        if not getattr(self.dl, "shuffle", False): return super().get_idxs() # in pieces, to be put together again
-        idxs = self._broadcast(list(self.dl.get_idxs()), 0)
-        self.n, self.n_padded = len(idxs), self.world_size*math.ceil(len(idxs)/self.world_size)
-        return (idxs*(1+self.n_padded//self.n))[self.rank:self.n_padded:self.world_size]
+        if not getattr(self.dl, "shuffle", False):
+            return super().get_idxs() # in pieces, to be put together again
+        idxs, n = self._broadcast(list(self.dl.get_idxs()), 0), self.world_size
+        self.n, self.n_padded = len(idxs), n*math.ceil(len(idxs)/n)
+        return (idxs*(1+self.n_padded//self.n))[self.rank:self.n_padded:n]
 
 # %% ../../nbs/training/distributed.ipynb #34d025d1
 def shares(
@@ -108,7 +120,7 @@ def shares(
     team:Team, # who divides them
     n:int, # number of images, at most all
 ):
-    "This process's batches of `n` images in a fresh order, the same for everybody; None in a last round that has no batch for it"
+    "This process's batches of `n` images in an order that all share; None in a round that has none for it"
     def order():
         fresh = dl.new(shuffle=True, drop_last=False)
         fresh.randomize() # as when it is walked through
@@ -127,7 +139,6 @@ def unwrap(model:nn.Module)->nn.Module:
     "The network itself, whether `DistributedDataParallel` has wrapped it or not"
     return getattr(model, "module", model)
 
-
 # %% ../../nbs/training/distributed.ipynb #25d95ea0
 class TeamTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` for PiCIE"
@@ -137,19 +148,10 @@ class TeamTrainer(DistributedTrainer):
         **kwargs # of accelerate's `Accelerator`
     ): super().__init__(sync_bn, **{**({"cpu": True} if default_device().type == "cpu" else {}), **kwargs})
 
-    def before_fit(self):
-        net, self.old_dls = self.learn.model, list(self.dls.loaders)
-        sync = self.sync_bn and self.accelerator.device.type != "cpu" and self.learn.cluster.batchnorm == "train"
-        self.learn.model = self.accelerator.prepare(nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net)
-        self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.old_dls]
-        self.team = Team.of(self.learn.model)
-        if num_distrib() > self.team.size:
-            raise ValueError(f"{num_distrib()} processes were started, but accelerate does not join them: without GPUs, use distrib_ctx(cpu=True), and PartialState(cpu=True) before it")
-        if self.team.rank: self.learn.logger = noop
-
     def _wrap_dl(self, dl):
         if isinstance(dl, DistributedDL): return dl
-        return SplitDL(dl, device=self.accelerator.device, rank=self.accelerator.process_index, world_size=self.accelerator.num_processes)
+        acc = self.accelerator
+        return SplitDL(dl, device=acc.device, rank=acc.process_index, world_size=acc.num_processes)
 
     def before_epoch(self):
         seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())+self.team.rank
@@ -157,3 +159,16 @@ class TeamTrainer(DistributedTrainer):
 
     def after_fit(self):
         self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), self.old_dls
+
+# %% ../../nbs/training/distributed.ipynb #41d84ff5
+@patch
+def before_fit(self:TeamTrainer):
+    net, self.old_dls = self.learn.model, list(self.dls.loaders)
+    sync = self.sync_bn and self.accelerator.device.type != "cpu" and self.learn.cluster.batchnorm == "train"
+    self.learn.model = self.accelerator.prepare(nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net)
+    self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.old_dls]
+    self.team = Team.of(self.learn.model)
+    if num_distrib() > self.team.size:
+        raise ValueError(f"{num_distrib()} processes were started, but accelerate does not join them: "
+                         "without GPUs, use distrib_ctx(cpu=True), and PartialState(cpu=True) before it")
+    if self.team.rank: self.learn.logger = noop

@@ -33,7 +33,7 @@ def churn(
 
 # %% ../../nbs/training/health.ipynb #c8a391bc
 class ClusterHealth(Callback):
-    "Watch the clusters of a training: columns for the progress table, a plot, and a warning when they collapse"
+    "Watch clusters: columns for the progress table, a plot, a warning at a collapse"
     order = 40 # after the clusters are made, before the Recorder looks
     columns = ("largest", "empty", "churn", "agree")
     def __init__(self,
@@ -42,18 +42,29 @@ class ClusterHealth(Callback):
         warn:bool=True, # warn when clusters collapse?
     ): self.n_images, self.seed, self.warn, self.rows = n_images, seed, warn, []
 
-    def _drop(self): self.learn.metrics = [m for m in self.learn.metrics if getattr(m, "metric_name", None) not in self.columns]
-    def before_fit(self):
-        self.run = not hasattr(self.learn, "lr_finder") # that is no training
-        if not self.run: return
-        if not hasattr(self.learn, "cluster"): raise ValueError("ClusterHealth watches a ClusterCallback: use it with picie_learner")
-        self._drop()
-        self.learn.metrics = list(self.learn.metrics)+[ValueMetric(partial(_value, self, c), c) for c in self.columns]
-        self.last, self.now = None, {}
     def after_fit(self): self._drop()
     def before_epoch(self): self.now = {}
     def after_epoch(self):
-        if self.now: self.rows.append({"clusters": self.learn.cluster.health["clusters"], **self.now})
+        if not self.now: return
+        n = self.learn.cluster.health["clusters"]
+        self.rows.append({"clusters": n, **self.now})
+
+# %% ../../nbs/training/health.ipynb #4c28a817
+@patch
+def _drop(self:ClusterHealth):
+    keep = [m for m in self.learn.metrics if getattr(m, "metric_name", None) not in self.columns]
+    self.learn.metrics = keep
+
+@patch
+def before_fit(self:ClusterHealth):
+    self.run = not hasattr(self.learn, "lr_finder") # that is no training
+    if not self.run: return
+    if not hasattr(self.learn, "cluster"):
+        raise ValueError("ClusterHealth watches a ClusterCallback: use it with picie_learner")
+    self._drop()
+    more = [ValueMetric(partial(_value, self, c), c) for c in self.columns]
+    self.learn.metrics = list(self.learn.metrics)+more
+    self.last, self.now = None, {}
 
 def _value(cb, name): return cb.now.get(name, float("nan"))
 
@@ -63,38 +74,49 @@ def after_train(self:ClusterHealth):
     cb, n = self.learn.cluster, self.learn.cluster.sizes
     k, p = len(n), n/n.sum().clamp(min=1)
     self.now.update(largest=p.max().item(), empty=int((n == 0).sum()))
-    effective = cb.health["clusters"]
-    if not self.warn or k < 4 or self.now["largest"] < .5 and effective > max(1.5, .1*k): return
+    effective, largest = cb.health["clusters"], self.now["largest"]
+    if not self.warn or k < 4 or largest < .5 and effective > max(1.5, .1*k): return
     remedies = ["lower the learning rate"]
     if cb.labels != "start": remedies.append("keep the teacher with labels='start'")
-    if cb.balance in ("none", "proportional"): remedies.append("give small clusters more weight with balance='inverse'")
-    warnings.warn(f"epoch {self.epoch+1}: the clusters are collapsing. The largest of {k} has {self.now['largest']:.0%} of the pixels, "
-                  f"{self.now['empty']} are empty, {effective:.1f} are in effective use. What helps: {', or '.join(remedies)}")
+    if cb.balance in ("none", "proportional"):
+        more = "give small clusters more weight with balance='inverse'"
+        remedies.append(more)
+    warnings.warn(f"epoch {self.epoch+1}: the clusters are collapsing. "
+                  f"The largest of {k} has {self.now['largest']:.0%} of the pixels, "
+                  f"{self.now['empty']} are empty, "
+                  f"{effective:.1f} are in effective use. "
+                  f"What helps: {', or '.join(remedies)}")
 
 # %% ../../nbs/training/health.ipynb #a8349511
 def _agreement(net, xs, cb, seed):
-    "Share of pixels that have the same cluster in an image and in a view of it, recoloured, cropped and mirrored"
+    "Share of pixels with the same cluster in an image and in a view of it"
     gen, same = torch.Generator().manual_seed(seed), []
-    def seen(x): return scores(F.normalize(net(x).float(), dim=1), cb.mu_eval, cb.readout)
+    def seen(x):
+        return scores(F.normalize(net(x).float(), dim=1), cb.mu_eval, cb.readout)
     for x in xs:
         g, p = (t.sample(len(x), generator=gen) for t in (cb.geometric, cb.photometric))
-        moved, view = cb.geometric.apply(seen(x), g), seen(cb.photometric.apply(cb.geometric.apply(x, g), p))
+        moved = cb.geometric.apply(seen(x), g)
+        view = seen(cb.photometric.apply(cb.geometric.apply(x, g), p))
         same.append((moved.argmax(1) == view.argmax(1)).flatten())
     return torch.cat(same).float().mean().item()
 
+# %% ../../nbs/training/health.ipynb #83dbedb7
 @patch
 @torch.no_grad()
 def after_validate(self:ClusterHealth):
     cb, n, xs = self.learn.cluster, self.n_images, []
-    for b in undivided(self.learn.dls.valid): # the same images for each of several processes
+    for b in undivided(self.learn.dls.valid): # the same images for all processes
         xs.append(self.learn._set_device(b)[0].as_subclass(Tensor)[:n])
         if (n := n-len(xs[-1])) <= 0: break
     net = unwrap(self.learn.model) # in evaluation mode, after validation
-    agree = _agreement(net, xs, cb, self.seed)
-    y = torch.cat([scores(F.normalize(net(x).float(), dim=1), cb.mu_eval, cb.readout).argmax(1).flatten() for x in xs])
-    self.now.update(agree=agree, churn=float("nan") if self.last is None or len(self.last) != len(y) else churn(self.last, y, len(cb.mu_eval)))
+    self.now.update(agree=_agreement(net, xs, cb, self.seed), churn=float("nan"))
+    zs = (F.normalize(net(x).float(), dim=1) for x in xs)
+    y = torch.cat([scores(z, cb.mu_eval, cb.readout).argmax(1).flatten() for z in zs])
+    if self.last is not None and len(self.last) == len(y):
+        self.now["churn"] = churn(self.last, y, len(cb.mu_eval))
     self.last = y
 
+# %% ../../nbs/training/health.ipynb #026a2c92
 @patch
 def plot(self:ClusterHealth,
     figsize:tuple=(8, 2.1), # inches
@@ -106,22 +128,24 @@ def plot(self:ClusterHealth,
     fig, axs = plt.subplots(1, len(names), figsize=figsize)
     for ax, c in zip(axs, names):
         v = [r.get(c, float("nan")) for r in self.rows]
+        top = max(1.15*np.nanmax(v), 1.15) if c in ("clusters", "empty") else 1.05
         ax.plot(range(1, len(v)+1), v, marker="o", ms=4, color=".3")
-        ax.set(title=c, xlabel="epoch", xlim=(.5, len(v)+.5), ylim=(0, max(1.15*np.nanmax(v), 1.15) if c in ("clusters", "empty") else 1.05))
+        ax.set(title=c, xlabel="epoch", xlim=(.5, len(v)+.5), ylim=(0, top))
         ax.xaxis.get_major_locator().set_params(integer=True)
     fig.tight_layout()
 
 # %% ../../nbs/training/health.ipynb #cfd7fe01
 @contextmanager
 def reuse_memory():
-    "Inside, freed memory is kept for the next allocation. Has an effect on Linux only, in a program's main thread"
+    "Keep freed memory for the next allocation: Linux only, in a program's main thread"
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"): # other systems, and C libraries other than glibc
+    if not hasattr(libc, "mallopt"): # other systems, or a C library other than glibc
         yield
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4 # as malloc.h has them
     libc.mallopt(trim_threshold, -1); libc.mallopt(mmap_max, 0)
     try: yield
     finally:
-        libc.mallopt(trim_threshold, 2**26); libc.mallopt(mmap_threshold, 2**25); libc.mallopt(mmap_max, 2**16) # usual
+        usual = {trim_threshold: 2**26, mmap_threshold: 2**25, mmap_max: 2**16}
+        for k, v in usual.items(): libc.mallopt(k, v)
         libc.malloc_trim(0)

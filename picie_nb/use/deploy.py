@@ -29,13 +29,29 @@ class _Core(nn.Module):
 
     def forward(self, x): return self.seg._run(x)
 
+class _Whole(nn.Module):
+    "Images of one size to clusters and confidence"
+    def __init__(self, seg, small):
+        super().__init__()
+        self.core, self.small, self.tau = _Core(seg), tuple(small), seg.tau
+
+    def forward(self, images):
+        x, (H, W) = (images.clamp(0, 1)*255).round(), self.small
+        for size in ((images.shape[-2], W), (H, W)): # as Pillow
+            x = (F.interpolate(x, size, mode="bilinear", antialias=True)+.5).floor()
+        s = self.core(x/255)
+        s = F.interpolate(s, images.shape[-2:], mode="bilinear")
+        return s.argmax(1), (s/self.tau).softmax(1).amax(1)
+
+# %% ../../nbs/use/deploy.ipynb #72552bd5
 class _Ops:
-    "Adds operations to an ONNX graph: each call takes names of results and arrays, and gives the name of its result"
+    "Adds operations to an ONNX graph: a call takes names of results and arrays, and names its result"
     def __init__(self, graph): self.graph = graph
     def __call__(self, kind, *ins, out=None, **kw):
         from onnx import helper, numpy_helper
         out = out or f"around.{len(self.graph.node)}"
-        arrays = {i: numpy_helper.from_array(np.asarray(o), f"{out}.{i}") for i, o in enumerate(ins) if not isinstance(o, str)}
+        arrays = {i: numpy_helper.from_array(np.asarray(o), f"{out}.{i}")
+                  for i, o in enumerate(ins) if not isinstance(o, str)}
         self.graph.initializer.extend(arrays.values())
         names = [arrays[i].name if i in arrays else o for i, o in enumerate(ins)]
         self.graph.node.append(helper.make_node(kind, names, [out], **kw))
@@ -44,33 +60,40 @@ class _Ops:
     def part(self, x, i, j): return self("Slice", x, *np.array([[i], [j]], np.int64))
     def whole(self, x): return self("Cast", x, to=7) # int64
     def resize(self, x, *size, **kw):
-        return self("Resize", x, "", "", self("Concat", *size, axis=0), **{"mode": "linear", "coordinate_transformation_mode": "half_pixel", **kw})
+        return self("Resize", x, "", "", self("Concat", *size, axis=0),
+                    **{"mode": "linear", "coordinate_transformation_mode": "half_pixel", **kw})
 
 # %% ../../nbs/use/deploy.ipynb #0878a56d
 def _before(op, size:int):
     "From `images` to `resized`, as `_tensor` does it; returns height and width of the images"
     shape = op("Shape", "images")
-    hw, f = op("Cast", op.part(shape, 2, 4), to=11), np.float32 # double
+    hw, f = op("Cast", op.part(shape, 2, 4), to=11), np.float32 # double: 2.5 rounds to 2, 2.5000002 to 3
     low, high = op("ReduceMin", hw, keepdims=0), op("ReduceMax", hw, keepdims=0)
     scale = op("Min", op("Div", np.float64(size), low), op("Div", np.float64(8*size), high))
     fours = op("Round", op("Div", op("Mul", hw, scale), np.float64(4)))
     small = op.whole(op("Max", op("Mul", fours, np.float64(4)), np.float64(4)))
     x = op("Round", op("Mul", op("Clip", "images", f(0), f(1)), f(255)))
-    for kept, wanted in ((op.part(shape, 0, 3), op.part(small, 1, 2)), (op.part(shape, 0, 2), small)): # rows, columns
+    rows, columns = (op.part(shape, 0, 3), op.part(small, 1, 2)), (op.part(shape, 0, 2), small)
+    for kept, wanted in (rows, columns):
         x = op("Floor", op("Add", op.resize(x, kept, wanted, antialias=1, exclude_outside=1), f(.5)))
     op("Div", x, f(255), out="resized")
     return hw
 
+# %% ../../nbs/use/deploy.ipynb #038849ac
 def _after(op, hw, tau:float, pixels:float=4e6):
     "From `scores` to `clusters` and `confidence` at the size of the images, as `_finish` does it"
-    shrink = op("Min", op("Sqrt", op("Div", np.float64(pixels), op("ReduceProd", hw, keepdims=0))), np.float64(1))
+    area = op("ReduceProd", hw, keepdims=0)
+    shrink = op("Min", op("Sqrt", op("Div", np.float64(pixels), area)), np.float64(1))
     large = op.whole(op("Max", op("Round", op("Mul", hw, shrink)), np.float64(1)))
     s = op.resize("scores", op.part(op("Shape", "scores"), 0, 2), large)
     size = op.part(op("Shape", "images"), 0, 1), op.whole(hw)
-    def enlarge(o): return op.resize(o, *size, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    def enlarge(o):
+        return op.resize(o, *size, mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric")
     best = op("Cast", op("ArgMax", s, axis=1, keepdims=0), to=6) # int32
     op("Cast", enlarge(best), to=7, out="clusters")
-    sure = op("ReduceMax", op("Softmax", op("Div", s, np.float32(tau)), axis=1), np.array([1], np.int64), keepdims=0)
+    soft = op("Softmax", op("Div", s, np.float32(tau)), axis=1)
+    sure = op("ReduceMax", soft, np.array([1], np.int64), keepdims=0)
     op("Identity", enlarge(sure), out="confidence")
 
 # %% ../../nbs/use/deploy.ipynb #bce04274
@@ -83,7 +106,8 @@ def _around(model, size:int, tau:float):
     hw = _before(op, size)
     g.node.extend(core)
     _after(op, hw, tau)
-    value = lambda name, dtype, *shape: helper.make_tensor_value_info(name, dtype, ["batch", *shape, "height", "width"])
+    def value(name, dtype, *shape):
+        return helper.make_tensor_value_info(name, dtype, ["batch", *shape, "height", "width"])
     g.input.append(value("images", TensorProto.FLOAT, 3))
     g.output.extend([value("clusters", TensorProto.INT64), value("confidence", TensorProto.FLOAT)])
     return model
@@ -91,14 +115,14 @@ def _around(model, size:int, tau:float):
 # %% ../../nbs/use/deploy.ipynb #811f010b
 @contextmanager
 def _antialiased():
-    "Teach the exporter antialiased resizing"
+    "Teach PyTorch's exporter antialiased resizing, linear and cubic, which ONNX has"
     def symbolic(mode):
         def resize(g, x, size, align_corners, *scales):
             const = lambda *o, **kw: g.op("Constant", value_t=torch.tensor(o, **kw))
             size = g.op("Concat", g.op("Slice", g.op("Shape", x), const(0), const(2)), size, axis_i=0)
             none = const(dtype=torch.float32)
-            return g.op("Resize", x, none, none, size, mode_s=mode, antialias_i=1, exclude_outside_i=1, cubic_coeff_a_f=-.5,
-                        coordinate_transformation_mode_s="half_pixel")
+            return g.op("Resize", x, none, none, size, mode_s=mode, antialias_i=1, exclude_outside_i=1,
+                        cubic_coeff_a_f=-.5, coordinate_transformation_mode_s="half_pixel")
         return resize
     known = {"aten::_upsample_bicubic2d_aa": "cubic", "aten::_upsample_bilinear2d_aa": "linear"}
     for name, mode in known.items(): torch.onnx.register_custom_op_symbolic(name, symbolic(mode), 18)
@@ -114,16 +138,19 @@ def _noise(h:int, w:int)->Image.Image:
     return Image.fromarray(patches//2+random(0, 128, (h, w, 3), np.uint8))
 
 def _agrees(seg, run, sizes, what:str):
-    "Raise unless an exported model, `run`, gives what the segmenter does on noise of these sizes (height, width)"
+    "Raise unless an exported model, `run`, gives what the segmenter does on noise of these sizes (h, w)"
     name = f"{seg.net.backbone.name} cannot be written as {what}"
     for h, w in sizes:
         im = _noise(h, w)
         want = seg(im)
         try: clusters, confidence = run(im)
-        except Exception as e: raise ValueError(f"{name}: the file fails on an image of {w}x{h} pixels ({_first_line(e)}). Use another backbone") from e
+        except Exception as e: raise ValueError(f"{name}: the file fails on an image of {w}x{h} pixels "
+                                                f"({_first_line(e)}). Use another backbone") from e
         off = (clusters != want.clusters)|(np.abs(confidence-want.confidence.astype(np.float32)) > .1)
-        if off.mean() > .05: raise ValueError(f"{name}: on an image of {w}x{h} pixels {off.mean():.0%} of the pixels differ. Use another backbone")
+        if off.mean() > .05: raise ValueError(f"{name}: on an image of {w}x{h} pixels {off.mean():.0%} "
+                                              "of the pixels differ. Use another backbone")
 
+# %% ../../nbs/use/deploy.ipynb #f2b2c993
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 def _exportable(seg, what:str):
@@ -132,39 +159,54 @@ def _exportable(seg, what:str):
     seg.net, seg.centroids, seg.tile = seg.net.cpu(), seg.centroids.cpu(), 0
     return seg
 
-# %% ../../nbs/use/deploy.ipynb #19fdf1f5
-@patch
-def to_onnx(self:Segmenter,
-    path, # file to write, by convention ending in .onnx
-)->Path:
-    "Write an ONNX graph: `images` (B,3,H,W) float in [0,1] to `clusters` (B,H,W) int64 and `confidence` (B,H,W)"
-    try: import onnx, onnxscript, onnxruntime
-    except ImportError as e: raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
-    seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
+def _record(seg, path):
+    "Write the network alone, from `resized` to `scores`"
     net, p = seg.net.backbone, seg.net.backbone.pad_to
     h, w = (-(-o//4)*4 for o in (3*p+1, 4*p+2)) # sides that the network pads, if it pads any
-    if net.fixed: raise ValueError(f"{net.name} takes images of one size, a file of to_onnx all sizes: use to_torch, or another backbone")
-    path.parent.mkdir(parents=True, exist_ok=True)
     sides = {0: "batch", 2: "height", 3: "width"}
-    with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
-        warnings.simplefilter("ignore")
-        try: torch.onnx.export(_Core(seg).eval(), (torch.rand(2, 3, h, w),), str(tmp), dynamo=False, opset_version=18,
-                               input_names=["resized"], output_names=["scores"], dynamic_axes=dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"}))
-        except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). Use another backbone") from e
-        model = _around(onnx.load(tmp), n, seg.tau)
-        onnx.checker.check_model(model)
-        model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
-        onnx.save(model, tmp)
-        _agrees(seg, partial(_run_onnx, tmp), ((2*n+5, n+n//2), (n-n//4, n-n//8)), "ONNX")
-    return path
+    axes = dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"})
+    names = dict(input_names=["resized"], output_names=["scores"], dynamic_axes=axes)
+    core, example = _Core(seg).eval(), torch.rand(2, 3, h, w)
+    try: torch.onnx.export(core, (example,), str(path), dynamo=False, opset_version=18, **names)
+    except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). "
+                                            "Use another backbone") from e
 
+# %% ../../nbs/use/deploy.ipynb #4e6ede24
 def _run_onnx(path, im:Image.Image):
     "Clusters and confidence of one image"
     from onnxruntime import InferenceSession, SessionOptions
     quiet = SessionOptions()
     quiet.log_severity_level = 4
     session = InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
-    return [o[0] for o in session.run(None, {"images": np.asarray(im, np.float32).transpose(2, 0, 1)[None]/255})]
+    return [o[0] for o in session.run(None, {"images": _array(im)})]
+
+def _array(im): return np.asarray(im, np.float32).transpose(2, 0, 1)[None]/255 # (1,3,H,W)
+
+# %% ../../nbs/use/deploy.ipynb #19fdf1f5
+@patch
+def to_onnx(self:Segmenter,
+    path, # file to write, by convention ending in .onnx
+)->Path:
+    "Write ONNX: `images` (B,3,H,W) in [0,1] to `clusters` and `confidence` (B,H,W)"
+    try: import onnx, onnxscript, onnxruntime
+    except ImportError as e:
+        raise ImportError(f'to_onnx needs {e.name}: '
+                          'pip install "picie_nb[onnx]"') from None
+    seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
+    if (net := seg.net.backbone).fixed:
+        raise ValueError(f"{net.name} takes images of one size, a file of to_onnx "
+                         "all sizes: use to_torch, or another backbone")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
+        warnings.simplefilter("ignore")
+        _record(seg, tmp)
+        model = _around(onnx.load(tmp), n, seg.tau)
+        onnx.checker.check_model(model)
+        model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
+        onnx.save(model, tmp)
+        sizes = (2*n+5, n+n//2), (n-n//4, n-n//8)
+        _agrees(seg, partial(_run_onnx, tmp), sizes, "ONNX")
+    return path
 
 # %% ../../nbs/use/deploy.ipynb #9abb2e0c
 class OnnxSegmenter:
@@ -172,28 +214,42 @@ class OnnxSegmenter:
     def __init__(self,
         path, # the .onnx file
     ):
-        try: import onnxruntime
-        except ImportError: raise ImportError('OnnxSegmenter needs onnxruntime: pip install "picie_nb[onnx]"') from None
         path = Path(path)
-        if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-        try: self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-        except Exception as e: raise ValueError(f"{path} is not an ONNX model that can be run ({str(e).splitlines()[0]}): export it again") from None
+        self.session = _session(path)
         about = self.session.get_modelmeta().custom_metadata_map.get("picie_nb")
-        if about is None: raise ValueError(f"{path} is an ONNX model, but not one written by Segmenter.to_onnx")
+        if about is None:
+            raise ValueError(f"{path} is an ONNX model, "
+                             "but not one written by Segmenter.to_onnx")
         h = _header(path, about)
-        self.labels, self.info = LabelSet(h["names"], np.array(h["colors"], np.uint8), ignore=max(255, len(h["names"]))), h["info"]
+        names, colors = h["names"], np.array(h["colors"], np.uint8)
+        self.info = h["info"]
+        self.labels = LabelSet(names, colors, ignore=max(255, len(names)))
 
     def __repr__(self): return f"OnnxSegmenter: {len(self.labels)} clusters"
 
-    def __call__(self,
-        image, # path, PIL image, array (H,W,3) or tensor (3,H,W), uint8 or in [0,1]
-    )->Segmentation:
-        "Segment an image of any size"
-        im = open_image(image)
-        small = im if _at_most(im, 16e6) == im.size else im.resize(_at_most(im, 16e6), Image.BILINEAR)
-        c, conf = self.session.run(None, {"images": np.asarray(small, np.float32).transpose(2, 0, 1)[None]/255})
-        c, conf = (np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST)) for o in (c.astype(np.int32), conf))
-        return Segmentation(c.astype(np.uint8 if len(self.labels) <= 256 else np.uint16), conf.astype(np.float16), im, self.labels, image)
+# %% ../../nbs/use/deploy.ipynb #4a11598e
+def _session(path):
+    try: import onnxruntime
+    except ImportError:
+        raise ImportError('OnnxSegmenter needs onnxruntime: pip install "picie_nb[onnx]"') from None
+    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    try: return onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    except Exception as e: raise ValueError(f"{path} is not an ONNX model that can be run "
+                                            f"({str(e).splitlines()[0]}): export it again") from None
+
+# %% ../../nbs/use/deploy.ipynb #61961bb3
+@patch
+def __call__(self:OnnxSegmenter,
+    image, # path, PIL image, array (H,W,3) or tensor (3,H,W), uint8 or in [0,1]
+)->Segmentation:
+    "Segment an image of any size"
+    im = open_image(image)
+    small = im if _at_most(im, 16e6) == im.size else im.resize(_at_most(im, 16e6), Image.BILINEAR)
+    c, conf = self.session.run(None, {"images": _array(small)})
+    def full(o): return np.asarray(Image.fromarray(o[0]).resize(im.size, Image.NEAREST))
+    c, conf = full(c.astype(np.int32)), full(conf)
+    c = c.astype(np.uint8 if len(self.labels) <= 256 else np.uint16)
+    return Segmentation(c, conf.astype(np.float16), im, self.labels, image)
 
 # %% ../../nbs/use/deploy.ipynb #6c8d27bc
 @patch
@@ -202,31 +258,35 @@ def to_torch(self:Segmenter,
     height:int=None, # of the images, default the segmenter's size
     width:int=None, # likewise
 )->Path:
-    "Write a torch.export program: `images` (B,3,height,width) float in [0,1] to clusters (B,height,width) int64 and confidence (B,height,width)"
-    seg, path, (h, w) = _exportable(self, "to_torch"), Path(path), (self.size if o is None else o for o in (height, width))
-    if min(h, w) < 1: raise ValueError(f"images of {h}x{w} pixels: height and width must be at least 1")
+    "Write a program: (B,3,height,width) in [0,1] to clusters and confidence"
+    seg, path = _exportable(self, "to_torch"), Path(path)
+    h, w = (self.size if o is None else o for o in (height, width))
+    if min(h, w) < 1:
+        raise ValueError(f"images of {h}x{w} pixels: "
+                         "height and width must be at least 1")
     small = _tensor(Image.new("RGB", (w, h)), self.size).shape[-2:]
-    if not seg.net.backbone.fits(*small): raise ValueError(f"{seg.net.backbone.name} takes images of one size, in one piece: height and width must be equal")
+    if not seg.net.backbone.fits(*small):
+        raise ValueError(f"{seg.net.backbone.name} takes images of one size, "
+                         "in one piece: height and width must be equal")
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = _Whole(seg, small).eval().requires_grad_(False)
+    program = _program(_Whole(seg, small).eval().requires_grad_(False), h, w)
+    about = {"picie_nb": json.dumps(self.header())}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: torch.export.Dim("batch", max=4096)},))
-        run = lambda im: [o[0].numpy() for o in program.module()(torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255)]
-        _agrees(seg, run, ((h, w),), "torch.export")
-        with _replacing(path) as tmp, tmp.open("wb") as f: torch.export.save(program, f, extra_files={"picie_nb": json.dumps(self.header())})
+        _agrees(seg, partial(_run_program, program), ((h, w),), "torch.export")
+        with _replacing(path) as tmp, tmp.open("wb") as f:
+            torch.export.save(program, f, extra_files=about)
     return path
 
-# %% ../../nbs/use/deploy.ipynb #de5a5a03
-class _Whole(nn.Module):
-    "Images of one size to clusters and confidence"
-    def __init__(self, seg, small):
-        super().__init__()
-        self.core, self.small, self.tau = _Core(seg), tuple(small), seg.tau
+# %% ../../nbs/use/deploy.ipynb #e742b71c
+def _program(whole, h, w):
+    "Images of one size, in batches of any number"
+    batch = torch.export.Dim("batch", max=4096)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: batch},))
 
-    def forward(self, images):
-        x, (H, W) = (images.clamp(0, 1)*255).round(), self.small
-        for size in ((images.shape[-2], W), (H, W)): x = (F.interpolate(x, size, mode="bilinear", antialias=True)+.5).floor() # as Pillow
-        s = self.core(x/255)
-        s = F.interpolate(s, images.shape[-2:], mode="bilinear")
-        return s.argmax(1), (s/self.tau).softmax(1).amax(1)
+def _run_program(program, im:Image.Image):
+    "Clusters and confidence of one image"
+    x = torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255
+    return [o[0].numpy() for o in program.module()(x)]

@@ -22,11 +22,12 @@ import picie_nb.use.stream
 def margins(
     s:Tensor, # scores, (K,h,w)
     window:int=5, # side of the patch, in cells
-)->Tensor: # (K,h,w): mean margin in the window around each cell, counting only cells of that cluster
+)->Tensor: # (K,h,w), mean margin around each cell, counting only cells of that cluster
     "How typical is each place of each cluster?"
     if len(s) < 2: return torch.ones_like(s)
     top = s.topk(2, 0)
-    own = F.one_hot(top.indices[0], len(s)).movedim(-1, 0)*(top.values[0]-top.values[1])
+    margin = top.values[0]-top.values[1]
+    own = F.one_hot(top.indices[0], len(s)).movedim(-1, 0)*margin
     return F.avg_pool2d(own[None], window, 1, window//2, count_include_pad=True)[0]
 
 # %% ../../nbs/use/gallery.ipynb #d0618de5
@@ -44,26 +45,32 @@ class ClusterGallery:
     "What the clusters of a segmenter look like"
     segmenter:Segmenter # whose clusters
     shares:np.ndarray   # share of all pixels, (K,)
-    borders:np.ndarray  # share of a cluster's border that it has with each other, (K,K); rows add up to 1 or 0
-    patches:list        # for each cluster a list of `ImagePatch`, the most typical first
+    borders:np.ndarray  # shares of a cluster's border, (K,K); rows add up to 1 or 0
+    patches:list        # for each cluster its `ImagePatch`es, the most typical first
     n_images:int        # images that were looked at
     failed:dict         # {file: reason} of those that could not be read
 
-    def __repr__(self): return f"ClusterGallery of {len(self.patches)} clusters in {self.n_images} images"
+    def __repr__(self):
+        k = len(self.patches)
+        return f"ClusterGallery of {k} clusters in {self.n_images} images"
 
-    def neighbours(self,
-        cluster, # number or name
-        least:float=.1, # share of the border
-    )->dict: # {name: share of the border}, largest first
-        "What a cluster borders on"
-        row, names = self.borders[self.segmenter._number(cluster)], self.segmenter.labels.names
-        return {names[i]: float(row[i]) for i in np.argsort(-row) if row[i] >= least}
+# %% ../../nbs/use/gallery.ipynb #44089d71
+@patch
+def neighbours(self:ClusterGallery,
+    cluster, # number or name
+    least:float=.1, # share of the border
+)->dict: # {name: share of the border}, largest first
+    "What a cluster borders on"
+    names = self.segmenter.labels.names
+    row = self.borders[self.segmenter._number(cluster)]
+    return {names[i]: float(row[i]) for i in np.argsort(-row) if row[i] >= least}
 
 # %% ../../nbs/use/gallery.ipynb #fb8aa1ae
 def _border_counts(c, k):
     "How often do two clusters touch, left to right or top to bottom? (K,K), symmetric"
     n = torch.zeros(k*k, dtype=torch.int64)
-    for a, b in ((c[:, :-1], c[:, 1:]), (c[:-1], c[1:])): n += torch.bincount((a*k+b)[a != b].flatten().cpu(), minlength=k*k)
+    for a, b in ((c[:, :-1], c[:, 1:]), (c[:-1], c[1:])):
+        n += torch.bincount((a*k+b)[a != b].flatten().cpu(), minlength=k*k)
     n = n.view(k, k)
     return (n+n.T).numpy()
 
@@ -72,6 +79,23 @@ def _crop(im, x, y, side):
     side = min(side, *im.size)
     x0, y0 = (int(min(max(o-side/2, 0), n-side)) for o, n in zip((x, y), im.size))
     return im.crop((x0, y0, x0+side, y0+side)).resize((112, 112), Image.BILINEAR)
+
+# %% ../../nbs/use/gallery.ipynb #d605a964
+def _source(i, source): return str(source) if isinstance(source, (str, Path)) else f"image {i}"
+
+def _some(images, n, max_images):
+    "At most `max_images` images, evenly spread"
+    if not images: raise ValueError("no images to look at: give a folder or a list")
+    if n < 1 or max_images < 1: raise ValueError(f"n={n} and max_images={max_images} must be at least 1")
+    if len(images) <= max_images: return images
+    return [images[i] for i in np.linspace(0, len(images)-1, max_images).round().astype(int)]
+
+def _patch_at(name, im, place, shape, margin, side):
+    "The patch around a cell, `place`, of a map of `shape`"
+    cell = place % shape[1], place//shape[1]
+    px, py = ((int(p)+.5)*o/q for p, o, q in zip(cell, im.size, shape[::-1]))
+    crop = _crop(im, px, py, max(16, round(side*min(im.size))))
+    return ImagePatch(name, int(px), int(py), float(margin), crop)
 
 # %% ../../nbs/use/gallery.ipynb #5d8eadc5
 def cluster_gallery(
@@ -82,27 +106,32 @@ def cluster_gallery(
     max_images:int=500, # no more than this many images, evenly spread over the list
 )->ClusterGallery:
     "Look for the typical patches of each cluster"
-    images = list(_images(images))
-    if not images: raise ValueError("no images to look at: give a folder or a list")
-    if n < 1 or max_images < 1: raise ValueError(f"n={n} and max_images={max_images} must be at least 1")
-    if len(images) > max_images: images = [images[i] for i in np.linspace(0, len(images)-1, max_images).round().astype(int)]
-    k, failed = len(segmenter.labels), {}
-    counts, borders, best = np.zeros(k, np.int64), np.zeros((k, k), np.int64), [[] for _ in range(k)]
+    images, k = _some(list(_images(images)), n, max_images), len(segmenter.labels)
+    counts, borders = np.zeros(k, np.int64), np.zeros((k, k), np.int64)
+    best, failed = [[] for _ in range(k)], {}
     for i, source in enumerate(images):
-        name = str(source) if isinstance(source, (str, Path)) else f"image {i}"
         try: im = open_image(source)
-        except (ValueError, OSError, TypeError) as e: failed[name] = str(e); continue
+        except (ValueError, OSError, TypeError) as e:
+            failed[_source(i, source)] = str(e)
+            continue
         s = segmenter._coarse(_tensor(im, segmenter.size))[0]
         c, m = s.argmax(0), margins(s)
         counts += torch.bincount(c.flatten(), minlength=k).cpu().numpy()
         borders += _border_counts(c, k)
         for j, (v, place) in enumerate(zip(*m.flatten(1).max(1))):
             if v <= 0 or len(best[j]) == n and v <= best[j][-1].margin: continue
-            px, py = ((int(p)+.5)*o/q for p, o, q in zip((place % c.shape[1], place//c.shape[1]), im.size, c.shape[::-1]))
-            best[j].append(ImagePatch(name, int(px), int(py), float(v), _crop(im, px, py, max(16, round(side*min(im.size))))))
+            best[j].append(_patch_at(_source(i, source), im, place, c.shape, v, side))
             best[j] = sorted(best[j], key=lambda o: -o.margin)[:n]
-    if len(failed) == len(images): raise ValueError(f"none of {len(images)} images could be read, the first because: {next(iter(failed.values()))}")
-    return ClusterGallery(segmenter, counts/max(counts.sum(), 1), borders/np.maximum(borders.sum(1, keepdims=True), 1), best, len(images)-len(failed), failed)
+    return _gallery(segmenter, images, counts, borders, best, failed)
+
+# %% ../../nbs/use/gallery.ipynb #dec46355
+def _gallery(segmenter, images, counts, borders, best, failed):
+    "From counts to shares"
+    if len(failed) == len(images):
+        raise ValueError(f"none of {len(images)} images could be read, "
+                         f"the first because: {next(iter(failed.values()))}")
+    shares, borders = counts/max(counts.sum(), 1), borders/np.maximum(borders.sum(1, keepdims=True), 1)
+    return ClusterGallery(segmenter, shares, borders, best, len(images)-len(failed), failed)
 
 # %% ../../nbs/use/gallery.ipynb #7de6d657
 @patch
@@ -112,26 +141,48 @@ def show(self:ClusterGallery,
 ):
     "One row for each cluster: colour, name, share, typical patches"
     import matplotlib.pyplot as plt
-    labels = self.segmenter.labels
-    ks = [self.segmenter._number(c) for c in clusters] if clusters is not None else [k for k in np.argsort(-self.shares) if self.shares[k]]
-    fig, axs = plt.subplots(len(ks), n+1, figsize=(1.05*(n+2), 1.1*len(ks)), squeeze=False, width_ratios=[1.8]+[1]*n)
+    labels, number = self.segmenter.labels, self.segmenter._number
+    ks = [k for k in np.argsort(-self.shares) if self.shares[k]]
+    if clusters is not None: ks = [number(c) for c in clusters]
+    fig, axs = plt.subplots(len(ks), n+1, figsize=(1.05*(n+2), 1.1*len(ks)),
+                            squeeze=False, width_ratios=[1.8]+[1]*n)
     for row, k in zip(axs, ks):
         for ax in row: ax.set_axis_off()
-        row[0].add_patch(plt.Rectangle((.8, .1), .2, .8, color=labels.palette[k]/255, transform=row[0].transAxes))
-        row[0].text(.72, .5, f"{labels.names[k]}\n{self.shares[k]:.0%}", ha="right", va="center", transform=row[0].transAxes)
+        at = dict(transform=row[0].transAxes)
+        chip = plt.Rectangle((.8, .1), .2, .8, color=labels.palette[k]/255, **at)
+        row[0].add_patch(chip)
+        row[0].text(.72, .5, f"{labels.names[k]}\n{self.shares[k]:.0%}",
+                    ha="right", va="center", **at)
         for ax, p in zip(row[1:], self.patches[k]): ax.imshow(p.image)
     fig.tight_layout(pad=.3)
 
 # %% ../../nbs/use/gallery.ipynb #490d786e
-_CSS = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#222;background:#fff}
-section{display:grid;grid-template-columns:11rem 1fr;gap:1rem;padding:1rem 0;border-top:1px solid #ddd}h1{font-size:1.5rem}h2{font-size:1.05rem;margin:0}
-.chip{display:inline-block;width:1em;height:1em;border-radius:.2em;margin-right:.45em;vertical-align:-.1em}.row{display:flex;flex-wrap:wrap;gap:.5rem}
+_CSS = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:60rem;\
+padding:0 1rem;color:#222;background:#fff}
+section{display:grid;grid-template-columns:11rem 1fr;gap:1rem;padding:1rem 0;border-top:1px solid #ddd}\
+h1{font-size:1.5rem}h2{font-size:1.05rem;margin:0}
+.chip{display:inline-block;width:1em;height:1em;border-radius:.2em;margin-right:.45em;vertical-align:-.1em}\
+.row{display:flex;flex-wrap:wrap;gap:.5rem}
 img{width:112px;height:112px;border-radius:.25rem;display:block}p{margin:.2rem 0;color:#555}"""
 
 def _data_uri(im):
     buf = io.BytesIO()
     im.save(buf, "JPEG", quality=85)
     return "data:image/jpeg;base64,"+base64.b64encode(buf.getvalue()).decode()
+
+# %% ../../nbs/use/gallery.ipynb #83b0d979
+def _section(gallery, k):
+    "One cluster as HTML"
+    labels, esc = gallery.segmenter.labels, html.escape
+    borders = ", ".join(f"{esc(n)} {s:.0%}" for n, s in gallery.neighbours(k).items()) or "nothing"
+    files = [esc(Path(p.file).name) for p in gallery.patches[k]]
+    pics = "".join(f'<img alt="typical patch of {esc(labels.names[k])}, from {f}" title="{f}" '
+                   f'src="{_data_uri(p.image)}">' for f, p in zip(files, gallery.patches[k]))
+    r, g, b = (int(o) for o in labels.palette[k])
+    chip = f'<span class="chip" style="background:rgb({r},{g},{b})"></span>'
+    return (f'<section id="cluster-{k}"><div><h2>{chip}{esc(labels.names[k])}</h2>'
+            f'<p>cluster {k}, {gallery.shares[k]:.1%} of all pixels</p><p>borders on {borders}</p></div>'
+            f'<div class="row">{pics}</div></section>')
 
 # %% ../../nbs/use/gallery.ipynb #4ecd10fe
 @patch
@@ -140,19 +191,16 @@ def to_html(self:ClusterGallery,
     title:str="Clusters", # heading of the page
 )->Path:
     "Write one page that needs no other file"
-    path, labels = Path(path), self.segmenter.labels
-    def section(k):
-        borders = ", ".join(f"{html.escape(n)} {s:.0%}" for n, s in self.neighbours(k).items()) or "nothing"
-        pics = "".join(f'<img alt="typical patch of {html.escape(labels.names[k])}, from {html.escape(Path(p.file).name)}" '
-                       f'title="{html.escape(Path(p.file).name)}" src="{_data_uri(p.image)}">' for p in self.patches[k])
-        r, g, b = (int(o) for o in labels.palette[k])
-        return (f'<section id="cluster-{k}"><div><h2><span class="chip" style="background:rgb({r},{g},{b})"></span>{html.escape(labels.names[k])}</h2>'
-                f'<p>cluster {k}, {self.shares[k]:.1%} of all pixels</p><p>borders on {borders}</p></div><div class="row">{pics}</div></section>')
-    body = "".join(section(int(k)) for k in np.argsort(-self.shares, kind="stable"))
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
-            f'<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>'
-            f'<p>{len(labels)} clusters in {self.n_images} image{"s"*(self.n_images != 1)}, the largest first. Patches are the places where a cluster wins by the largest margin.</p>{body}</body></html>')
+    path, labels, title = Path(path), self.segmenter.labels, html.escape(title)
+    body = "".join(_section(self, int(k)) for k in np.argsort(-self.shares, kind="stable"))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            f'<title>{title}</title><style>{_CSS}</style></head><body><h1>{title}</h1>'
+            f'<p>{len(labels)} clusters in {self.n_images} image{"s"*(self.n_images != 1)}, the largest'
+            f' first. Patches are the places where a cluster wins by the largest margin.</p>'
+            f'{body}</body></html>')
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return path
@@ -165,7 +213,8 @@ def to_dict(self:ClusterGallery)->dict: # ready for JSON
     def about(k):
         return dict(cluster=k, name=names[k], share=float(self.shares[k]), neighbours=self.neighbours(k),
                     patches=[dict(file=p.file, x=p.x, y=p.y, margin=p.margin) for p in self.patches[k]])
-    return dict(n_images=self.n_images, failed=dict(self.failed), clusters=[about(k) for k in range(len(names))])
+    clusters = [about(k) for k in range(len(names))]
+    return dict(n_images=self.n_images, failed=dict(self.failed), clusters=clusters)
 
 # %% ../../nbs/use/gallery.ipynb #ceffe829
 def contact_sheet(
@@ -186,18 +235,26 @@ def contact_sheet(
         small = [round(o*side/max(s.image.size)) or 1 for o in s.image.size]
         pairs.append([o.resize(small, Image.BILINEAR) for o in (s.image, s.overlay(.75))])
     if not pairs: raise ValueError(f"none of {len(some)} images could be read")
-    share, cols, gap, line = share/len(pairs), min(4, len(pairs)), 6, 18
+    return _sheet(pairs, share/len(pairs), side, segmenter.labels)
+
+# %% ../../nbs/use/gallery.ipynb #fff90e22
+def _sheet(pairs, share, side, labels):
+    "Pairs of pictures in rows, and a legend below them"
+    cols, gap, line = min(4, len(pairs)), 6, 18
     legend = [k for k in np.argsort(-share, kind="stable") if share[k]]
     w, h, per_row = 2*side+3*gap, side+gap, max(1, cols*(2*side+3*gap)//150)
     rows = -(-len(pairs)//cols)
     sheet = Image.new("RGB", (cols*w+gap, rows*h+gap+line*-(-len(legend)//per_row)+gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, pair in enumerate(pairs):
-        for j, o in enumerate(pair): sheet.paste(o, (i % cols*w+2*gap+j*(side+gap//2)+(side-o.width)//2, i//cols*h+gap+(side-o.height)//2))
+        for j, o in enumerate(pair):
+            left, top = i % cols*w+2*gap+j*(side+gap//2), i//cols*h+gap
+            sheet.paste(o, (left+(side-o.width)//2, top+(side-o.height)//2))
     for i, k in enumerate(legend):
-        x, y, name = i % per_row*150+2*gap, rows*h+gap+i//per_row*line, segmenter.labels.names[k]
-        draw.rectangle((x, y+2, x+12, y+14), fill=tuple(map(int, segmenter.labels.palette[k])))
-        draw.text((x+18, y+1), f"{name if len(name) < 15 else name[:13]+'..'} {share[k]:.0%}", fill="black", font_size=12)
+        x, y, name = i % per_row*150+2*gap, rows*h+gap+i//per_row*line, labels.names[k]
+        draw.rectangle((x, y+2, x+12, y+14), fill=tuple(map(int, labels.palette[k])))
+        short = name if len(name) < 15 else name[:13]+'..'
+        draw.text((x+18, y+1), f"{short} {share[k]:.0%}", fill="black", font_size=12)
     return sheet
 
 # %% ../../nbs/use/gallery.ipynb #f9aaa146
@@ -207,28 +264,39 @@ class Similar:
     image:Image.Image # where the pixel lies
     point:tuple       # (x, y) of the pixel
     heat:np.ndarray   # cosine with every pixel of `image`, (H,W) float32
-    matches:list      # `ImagePatch` of the most similar pixel of each other image, best first; `margin` is the cosine
+    matches:list      # best `ImagePatch` of each other image; `margin` is the cosine
     failed:dict       # {file: reason} of images that could not be read
 
     def __repr__(self): return f"Similar to {self.point}: {len(self.matches)} matches"
 
-    def show(self, n:int=5):
-        "The pixel, the heat map, the best matches in other images"
-        import matplotlib.pyplot as plt
-        n = min(n, len(self.matches))
-        fig, axs = plt.subplots(1, 2+n, figsize=(3.2+1.35*n, 2), squeeze=False, width_ratios=[1.6, 1.6]+[1]*n)
-        axs[0, 0].imshow(self.image)
-        for color, width in (("black", 4), ("white", 2)): axs[0, 0].plot(*self.point, "o", ms=8, mfc="none", mec=color, mew=width)
-        axs[0, 1].imshow(self.heat, cmap="magma", vmin=0, vmax=1)
-        for ax, p in zip(axs[0, 2:], self.matches): ax.imshow(p.image); ax.set_title(f"{p.margin:.2f}", fontsize=8)
-        for ax in axs[0]: ax.set(xticks=[], yticks=[])
-        fig.tight_layout(pad=.3)
+# %% ../../nbs/use/gallery.ipynb #e4da5b83
+@patch
+def show(self:Similar, n:int=5):
+    "The pixel, the heat map, the best matches in other images"
+    import matplotlib.pyplot as plt
+    n = min(n, len(self.matches))
+    fig, axs = plt.subplots(1, 2+n, figsize=(3.2+1.35*n, 2), squeeze=False, width_ratios=[1.6, 1.6]+[1]*n)
+    axs[0, 0].imshow(self.image)
+    for color, width in (("black", 4), ("white", 2)):
+        axs[0, 0].plot(*self.point, "o", ms=8, mfc="none", mec=color, mew=width)
+    axs[0, 1].imshow(self.heat, cmap="magma", vmin=0, vmax=1)
+    for ax, p in zip(axs[0, 2:], self.matches):
+        ax.imshow(p.image)
+        ax.set_title(f"{p.margin:.2f}", fontsize=8)
+    for ax in axs[0]: ax.set(xticks=[], yticks=[])
+    fig.tight_layout(pad=.3)
 
-# %% ../../nbs/use/gallery.ipynb #4fc4b2a5
+# %% ../../nbs/use/gallery.ipynb #58d9b3cd
 def _features(segmenter, im):
     "Unit features of an image, (D,h,w)"
     x = _tensor(im, segmenter.size).to(segmenter.device)
     with torch.no_grad(): return F.normalize(segmenter.net(x).float(), dim=1)[0]
+
+def _feature_at(z, point, size):
+    "The feature, (D,), at a pixel of an image of this size"
+    place = [2*(p+.5)/n-1 for p, n in zip(point, size)]
+    q = F.grid_sample(z[None], torch.tensor([[[place]]]).to(z), align_corners=False, padding_mode="border")
+    return F.normalize(q.flatten(), dim=0)
 
 # %% ../../nbs/use/gallery.ipynb #1782acee
 def similar(
@@ -241,19 +309,18 @@ def similar(
     "Compare one pixel with all others"
     im, (px, py) = open_image(image), point
     if not (0 <= px < im.width and 0 <= py < im.height):
-        raise ValueError(f"point {point} is outside the image, which is {im.width} pixels wide and {im.height} high")
+        raise ValueError(f"point {point} is outside the image, which is "
+                         f"{im.width} pixels wide and {im.height} high")
     z = _features(segmenter, im)
-    q = F.grid_sample(z[None], torch.tensor([[[[2*(px+.5)/im.width-1, 2*(py+.5)/im.height-1]]]]).to(z), align_corners=False, padding_mode="border")
-    q = F.normalize(q.flatten(), dim=0)
+    q = _feature_at(z, (px, py), im.size)
     def cosine(f): return torch.einsum("d,dhw->hw", q, f)
-    heat = F.interpolate(cosine(z)[None, None], im.size[::-1], mode="bilinear", align_corners=False)[0, 0]
+    heat = F.interpolate(cosine(z)[None, None], im.size[::-1], mode="bilinear")[0, 0]
     matches, failed = [], {}
     for i, source in enumerate(_images(others)):
-        name = str(source) if isinstance(source, (str, Path)) else f"image {i}"
+        name = _source(i, source)
         try: other = open_image(source)
         except (ValueError, OSError, TypeError) as e: failed[name] = str(e); continue
         h = cosine(_features(segmenter, other))
-        place = int(h.argmax())
-        x, y = ((p+.5)*o/q_ for p, o, q_ in zip((place % h.shape[1], place//h.shape[1]), other.size, h.shape[::-1]))
-        matches.append(ImagePatch(name, int(x), int(y), float(h.max()), _crop(other, x, y, max(16, round(side*min(other.size))))))
-    return Similar(im, (int(px), int(py)), heat.cpu().numpy(), sorted(matches, key=lambda p: -p.margin), failed)
+        matches.append(_patch_at(name, other, h.argmax(), h.shape, h.max(), side))
+    matches.sort(key=lambda p: -p.margin)
+    return Similar(im, (int(px), int(py)), heat.cpu().numpy(), matches, failed)

@@ -19,77 +19,97 @@ from ..segmenter import Segmentation, Segmenter, _images, _small
 
 # %% ../../nbs/use/stream.ipynb #9a2c3b22
 class Segmentations:
-    "Segmentations of many images, made while one goes through them; `failed` holds those that could not be read"
+    "Segmentations of many images; `failed` holds those that could not be read"
     def __init__(self,
         segmenter:Segmenter, # whose clusters
         images, # folder, or any number of paths, PIL images, arrays or tensors
         bs:int=8, # images that enter the network together, if they have one size
-        size:int=None, # short side at which images enter the network, default that of the segmenter
+        size:int=None, # short side at which images enter, default that of the segmenter
         progress:bool=True, # show a progress bar?
     ):
         size = segmenter.size if size is None else size
-        if bs < 1 or size < 1: raise ValueError(f"bs={bs}, size={size}: at least one image, of at least one pixel, enters the network at a time")
+        if bs < 1 or size < 1:
+            raise ValueError(f"bs={bs}, size={size}: at least one image, "
+                             "of at least one pixel, enters the network at a time")
         images = _images(images)
-        self.segmenter, self.images, self.bs, self.size, self.progress = segmenter, images, bs, size, progress
+        self.segmenter, self.images, self.bs, self.size = segmenter, images, bs, size
+        self.progress = progress
         self.failed, self.used = {}, False # {file: reason}; has it been gone through?
-        self.pixels = 4*segmenter.tile**2 or 2**62 # that enter the network together, at most
+        self.pixels = 4*segmenter.tile**2 or 2**62 # that enter together, at most
 
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"Segmentations of {len(self)} images" if hasattr(self.images, "__len__") else "Segmentations"
+    def __repr__(self):
+        n = f" of {len(self)} images" if hasattr(self.images, "__len__") else ""
+        return f"Segmentations{n}"
 
-    def __iter__(self):
-        n, bad, bar = 0, 0, iter
-        if self.progress and hasattr(self.images, "__len__"):
-            from fastprogress.fastprogress import progress_bar
-            bar = partial(progress_bar, total=len(self), leave=False)
-        for s in bar(self.each()):
-            n += 1
-            if isinstance(s, Segmentation): yield s
-            else: bad += 1
-        if not bad: return
-        first = next(iter(self.failed.values()))
-        if bad == n: raise ValueError(f"none of {n} images could be segmented, the first because: {first}")
-        warnings.warn(f"{bad} of {n} images were left out, see `failed`; the first because: {first}", stacklevel=2)
+# %% ../../nbs/use/stream.ipynb #e65e7b51
+@patch
+def __iter__(self:Segmentations):
+    n, bad, bar = 0, 0, iter
+    if self.progress and hasattr(self.images, "__len__"):
+        from fastprogress.fastprogress import progress_bar
+        bar = partial(progress_bar, total=len(self), leave=False)
+    for s in bar(self.each()):
+        n += 1
+        if isinstance(s, Segmentation): yield s
+        else: bad += 1
+    if not bad: return
+    first = next(iter(self.failed.values()))
+    if bad == n:
+        raise ValueError(f"none of {n} images could be segmented, "
+                         f"the first because: {first}")
+    warnings.warn(f"{bad} of {n} images were left out, see `failed`; "
+                  f"the first because: {first}", stacklevel=2)
 
-    def _few(self, jobs, n, pixels=2e8):
-        "The next `n` jobs, or fewer if they have so many pixels"
-        for job in islice(jobs, n):
-            yield job
-            try: pixels -= _open(job[1], lambda im: im.width*im.height) if isinstance(job[1], (str, Path)) else 0
-            except (ValueError, OSError): pass # told when it is read
-            if pixels <= 0: return
-
-    def _read(self, job):
-        "Image and tensor, or name and reason"
-        i, source = job
-        try:
-            im = open_image(source)
-            return source, im, _small(im, self.size)
-        except (ValueError, OSError, TypeError) as e: return str(source) if isinstance(source, (str, Path)) else f"image {i}", str(e)
-
-    def each(self):
-        "In order, a `Segmentation` or (name, reason) for every image"
-        if self.used and iter(self.images) is self.images: raise ValueError("these images came from an iterator, which can be gone through once: give a list")
-        self.failed, self.used, jobs = {}, True, enumerate(self.images)
-        ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
-        with ThreadPoolExecutor(4) as pool:
-            while read := list(pool.map(self._read, self._few(jobs, ahead))):
-                shapes, scores = {}, {}
-                for i, o in enumerate(read):
-                    if len(o) == 3: shapes.setdefault(o[2].shape, []).append(i)
-                    else: self.failed[o[0]] = o[1]
-                for shape, idxs in shapes.items():
-                    n = max(1, min(self.bs, self.pixels//(shape[2]*shape[3])))
-                    for b in (idxs[j:j+n] for j in range(0, len(idxs), n)):
-                        scores.update(zip(b, self.segmenter._coarse(torch.cat([read[i][2] for i in b])).split(1)))
-                for i, o in enumerate(read): yield self.segmenter._finish(scores.pop(i), o[1], o[0]) if i in scores else o
-
+# %% ../../nbs/use/stream.ipynb #a323920a
 @patch
 def stream(self:Segmenter,
     images, # folder, or any number of paths, PIL images, arrays or tensors
     bs:int=8, # images that enter the network together, if they have one size
-    size:int=None, # short side at which images enter the network, default that of the segmenter
+    size:int=None, # short side at which images enter, default that of the segmenter
     progress:bool=True, # show a progress bar?
 )->Segmentations: # to loop over
     "Segment many images, one after the other"
     return Segmentations(self, images, bs, size, progress)
+
+# %% ../../nbs/use/stream.ipynb #dc86559f
+@patch
+def _few(self:Segmentations, jobs, n, pixels=2e8):
+    "The next `n` jobs, or fewer if they have so many pixels"
+    for job in islice(jobs, n):
+        yield job
+        try: pixels -= _open(job[1], lambda im: im.width*im.height) if isinstance(job[1], (str, Path)) else 0
+        except (ValueError, OSError): pass # told when it is read
+        if pixels <= 0: return
+
+@patch
+def _read(self:Segmentations, job):
+    "Image and tensor, or name and reason"
+    i, source = job
+    try:
+        im = open_image(source)
+        return source, im, _small(im, self.size)
+    except (ValueError, OSError, TypeError) as e:
+        return str(source) if isinstance(source, (str, Path)) else f"image {i}", str(e)
+
+# %% ../../nbs/use/stream.ipynb #6f3f9b3c
+@patch
+def each(self:Segmentations):
+    "In order, a `Segmentation` or (name, reason) for every image"
+    if self.used and iter(self.images) is self.images:
+        raise ValueError("these images came from an iterator, which can be gone through once: give a list")
+    self.failed, self.used, jobs = {}, True, enumerate(self.images)
+    ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
+    with ThreadPoolExecutor(4) as pool:
+        while read := list(pool.map(self._read, self._few(jobs, ahead))):
+            shapes, scores = {}, {}
+            for i, o in enumerate(read):
+                if len(o) == 3: shapes.setdefault(o[2].shape, []).append(i)
+                else: self.failed[o[0]] = o[1]
+            for shape, idxs in shapes.items():
+                n = max(1, min(self.bs, self.pixels//(shape[2]*shape[3])))
+                for b in (idxs[j:j+n] for j in range(0, len(idxs), n)):
+                    together = torch.cat([read[i][2] for i in b])
+                    scores.update(zip(b, self.segmenter._coarse(together).split(1)))
+            for i, o in enumerate(read):
+                yield self.segmenter._finish(scores.pop(i), o[1], o[0]) if i in scores else o

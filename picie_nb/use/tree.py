@@ -10,6 +10,7 @@ __all__ = ['ClusterTree', 'stability']
 # %% ../../nbs/use/tree.ipynb #b92d6374
 import numpy as np, torch
 from torch import Tensor
+from fastcore.basics import patch
 from ..clustering import assign, kmeans
 from ..data.labels import palette
 from ..fpn import PiCIENet
@@ -26,52 +27,71 @@ class ClusterTree:
         power:float=.75, # how much size counts in merging, see `merge_tree`
         **kwargs # of `Segmenter`: size, readout, tau, info, refine
     ):
-        self.net, self.centroids, self.counts, self.kwargs = net.eval(), centroids.detach().cpu(), counts.detach().cpu(), kwargs
+        self.net, self.kwargs = net.eval(), kwargs
+        self.centroids, self.counts = centroids.detach().cpu(), counts.detach().cpu()
         self.tree = merge_tree(self.centroids, self.counts, power)
         self.colors = self._colors()
     def __repr__(self): return f"ClusterTree: 1 to {len(self.centroids)} clusters"
 
-    def _colors(self):
-        "A colour for each node of the tree: where one divides, the larger part keeps it and the smaller gets the next of the palette"
-        n, size, pairs = len(self.centroids), self.counts.tolist(), self.tree[:, :2].astype(int)
-        for a, b in pairs: size.append(size[a]+size[b])
-        number, used = np.zeros(2*n-1, np.int64), 1
-        for i in reversed(range(n-1)):
-            large, small = sorted(pairs[i], key=lambda o: -size[o])
-            number[large], number[small], used = number[n+i], used, used+1
-        return palette(n)[number]
+# %% ../../nbs/use/tree.ipynb #0d67caa8
+@patch
+def _colors(self:ClusterTree):
+    "A colour for each node: where one divides, the larger part keeps it, the smaller gets the palette's next"
+    n, size, pairs = len(self.centroids), self.counts.tolist(), self.tree[:, :2].astype(int)
+    for a, b in pairs: size.append(size[a]+size[b])
+    number, used = np.zeros(2*n-1, np.int64), 1
+    for i in reversed(range(n-1)):
+        large, small = sorted(pairs[i], key=lambda o: -size[o])
+        number[large], number[small], used = number[n+i], used, used+1
+    return palette(n)[number]
 
-    def at(self,
-        k:int, # number of clusters
-        names=None, # as in `Segmenter`
-    )->Segmenter:
-        "A segmenter with K clusters"
-        n, groups = len(self.centroids), cut_tree(self.tree, k)
-        node = np.arange(n) # what each leaf has become after n-k merges
-        for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
-        colors = np.stack([self.colors[node[(groups == g).numpy()][0]] for g in range(k)])
-        return Segmenter(self.net, merge_clusters(self.centroids, self.counts, groups)[0], names=names, colors=colors, **self.kwargs)
+# %% ../../nbs/use/tree.ipynb #6f296056
+@patch
+def at(self:ClusterTree,
+    k:int, # number of clusters
+    names=None, # as in `Segmenter`
+)->Segmenter:
+    "A segmenter with K clusters"
+    n, groups = len(self.centroids), cut_tree(self.tree, k)
+    node = np.arange(n) # what each leaf has become after n-k merges
+    for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
+    colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
+    mu = merge_clusters(self.centroids, self.counts, groups)[0]
+    return Segmenter(self.net, mu, names=names, colors=np.stack(colors), **self.kwargs)
 
 # %% ../../nbs/use/tree.ipynb #f352ec6c
 def stability(
     z:Tensor, # features, image by image, (N,D), as from `sample_pixels`
     ks, # numbers of clusters to try
-    per_image:int=1, # rows of `z` that belong to one image, so that halves are halves of the images
+    per_image:int=1, # rows of `z` that belong to one image: halves are of the images
     n_leaves:int=100, # clusters before merging
     n_draws:int=6, # halves to draw
     n_points:int=5000, # points on which labellings are compared
     generator:torch.Generator=None, # source of randomness
 )->dict: # {K: mean adjusted Rand index of all pairs}, at most 1
     "How well do clusters of different halves of the images agree, for each K?"
-    from sklearn.metrics import adjusted_rand_score
     ks, images = list(ks), z.view(-1, per_image, z.shape[1])
     half = len(images)//2
-    if half<1 or half*per_image<n_leaves: raise ValueError(f"half of {len(images)} images has {half*per_image} points, n_leaves={n_leaves} needs more")
-    if not ks or min(ks)<2 or max(ks)>n_leaves: raise ValueError(f"ks must lie between 2 and n_leaves={n_leaves}")
+    _check_ks(ks, n_leaves, len(images), half*per_image)
     perm = lambda n: torch.randperm(n, generator=generator).to(z.device)
     common, labels = z[perm(len(z))[:n_points]], {k: [] for k in ks}
     for _ in range(n_draws):
-        r = kmeans(images[perm(len(images))[:half]].flatten(0, 1), n_leaves, generator=generator)
-        leaf, tree = assign(common, r.centroids).cpu(), merge_tree(r.centroids, r.counts)
+        some = images[perm(len(images))[:half]].flatten(0, 1)
+        r = kmeans(some, n_leaves, generator=generator)
+        leaf = assign(common, r.centroids).cpu()
+        tree = merge_tree(r.centroids, r.counts)
         for k in ks: labels[k].append(cut_tree(tree, k)[leaf].numpy())
-    return {k: float(np.mean([adjusted_rand_score(a, b) for i, a in enumerate(y) for b in y[:i]])) for k, y in labels.items()}
+    return {k: _mean_rand(y) for k, y in labels.items()}
+
+# %% ../../nbs/use/tree.ipynb #fd85db2e
+def _check_ks(ks, n_leaves, n_images, n_points):
+    if n_points < max(1, n_leaves):
+        raise ValueError(f"half of {n_images} images has {n_points} points, n_leaves={n_leaves} needs more")
+    if not ks or min(ks)<2 or max(ks)>n_leaves:
+        raise ValueError(f"ks must lie between 2 and n_leaves={n_leaves}")
+
+def _mean_rand(labellings):
+    "Mean adjusted Rand index of all pairs"
+    from sklearn.metrics import adjusted_rand_score
+    pairs = ((a, b) for i, a in enumerate(labellings) for b in labellings[:i])
+    return float(np.mean([adjusted_rand_score(a, b) for a, b in pairs]))

@@ -26,7 +26,8 @@ from ..transforms import Geometric, Photometric
 def _picture(image, side):
     "RGB image whose short side is at most `side`"
     try: im = open_image(image)
-    except (OSError, TypeError, ValueError) as e: raise ValueError(f"this image cannot be shown: {e}") from None
+    except (OSError, TypeError, ValueError) as e:
+        raise ValueError(f"this image cannot be shown: {e}") from None
     s = min(1., side/min(im.size))
     return im.resize([max(1, round(o*s)) for o in im.size], Image.BILINEAR) if s < 1 else im
 
@@ -35,6 +36,15 @@ def _bytes(im):
     buf = io.BytesIO()
     im.save(buf, "JPEG", quality=90)
     return buf.getvalue()
+
+def _slider(name, value, lo, hi, step=1):
+    "A slider for whole numbers or, with a smaller step, for any"
+    return (w.IntSlider if step == 1 else w.FloatSlider)(value, min=lo, max=hi, step=step, description=name)
+
+def _on_change(controls, f):
+    "Call `f()` now, and whenever one of the controls changes its value"
+    for c in controls: c.observe(lambda _: f(), "value")
+    f()
 
 # %% ../../nbs/use/widgets.ipynb #85718624
 class _Panel(w.VBox):
@@ -46,26 +56,21 @@ class _Panel(w.VBox):
         for k, v in controls.items(): setattr(self, k, v)
     def __repr__(self): return self._text
     def _repr_mimebundle_(self, **kwargs):
-        return super()._repr_mimebundle_(**kwargs) if hasattr(get_ipython(), "kernel") else {"text/plain": self._text}
+        if not hasattr(get_ipython(), "kernel"): return {"text/plain": self._text}
+        return super()._repr_mimebundle_(**kwargs)
 
+# %% ../../nbs/use/widgets.ipynb #efc0ac64
 class _Pictures(w.GridBox):
     "Pictures in columns, each with a title below it"
     def __init__(self, n, cols, width):
         self.images = [w.Image(format="jpeg", layout=w.Layout(width=f"{width}px")) for _ in range(n)]
         self.titles = [w.Label(layout=w.Layout(max_width=f"{width}px")) for _ in range(n)]
-        super().__init__([w.VBox(o) for o in zip(self.images, self.titles)], layout=w.Layout(grid_template_columns=f"repeat({cols}, max-content)", grid_gap="4px 10px"))
+        grid = w.Layout(grid_template_columns=f"repeat({cols}, max-content)", grid_gap="4px 10px")
+        super().__init__([w.VBox(o) for o in zip(self.images, self.titles)], layout=grid)
 
     def update(self, pairs):
-        for im, title, (text, picture) in zip(self.images, self.titles, pairs): im.value, title.value = _bytes(picture), text
-
-def _slider(name, value, lo, hi, step=1):
-    "A slider for whole numbers or, with a smaller step, for any"
-    return (w.IntSlider if step == 1 else w.FloatSlider)(value, min=lo, max=hi, step=step, description=name)
-
-def _on_change(controls, f):
-    "Call `f()` now, and whenever one of the controls changes its value"
-    for c in controls: c.observe(lambda _: f(), "value")
-    f()
+        for im, title, (text, picture) in zip(self.images, self.titles, pairs):
+            im.value, title.value = _bytes(picture), text
 
 # %% ../../nbs/use/widgets.ipynb #2d36ec4c
 def _gridded(x, lines): return torch.lerp(x, torch.ones_like(x), .7*lines)
@@ -85,19 +90,24 @@ def view_pictures(
     photometric:Photometric=None, # P, default as in training
     geometric:Geometric=None, # G, default as in training
     segmenter:Segmenter=None, # whose clusters make a second row; default no second row
-    side:int=192, # short side of the pictures, in pixels; with a segmenter that of its images
-)->list: # (title, PIL image) of the image, P, G and the way back; then of their clusters
+    side:int=192, # short side of the pictures; with a segmenter its own
+)->list: # (title, PIL image) of image, P, G and the way back; then of their clusters
     "What P and G do to an image"
-    P, G, gen = photometric or Photometric(), geometric or Geometric(), torch.Generator().manual_seed(seed)
+    P, G = photometric or Photometric(), geometric or Geometric()
+    gen = torch.Generator().manual_seed(seed)
     side = segmenter.size if segmenter else side
     x = _tensor(_picture(image, side), side)
     p, g, lines = P.sample(1, gen), G.sample(1, gen), _lines(x)
     x1 = P.apply(x, p)
     x2, lines2 = G.apply(x1, g), G.apply(lines, g)
     (back, valid), lines_back = G.invert(x2, g), G.invert(lines2, g)[0]
-    tiles = _gridded(x, lines), x1, _gridded(x2, lines2), torch.where(valid, _gridded(back, lines_back), torch.tensor(.85))
-    pairs = [(t, open_image(o[0])) for t, o in zip(("image", "P: other colours", "G after P: crop and mirror", "back: G undone"), tiles)]
-    return pairs + (_cluster_pictures(segmenter, torch.cat([x, x1, x2]), G, g, valid) if segmenter else [])
+    back = torch.where(valid, _gridded(back, lines_back), torch.tensor(.85))
+    tiles = _gridded(x, lines), x1, _gridded(x2, lines2), back
+    titles = "image", "P: other colours", "G after P: crop and mirror", "back: G undone"
+    pairs = [(t, open_image(o[0])) for t, o in zip(titles, tiles)]
+    if not segmenter: return pairs
+    xs = torch.cat([x, x1, x2])
+    return pairs+_cluster_pictures(segmenter, xs, G, g, valid)
 
 # %% ../../nbs/use/widgets.ipynb #3e7b0830
 def _cluster_pictures(segmenter, xs, G, g, valid):
@@ -107,8 +117,25 @@ def _cluster_pictures(segmenter, xs, G, g, valid):
     valid, all_ = valid[0, 0], torch.ones_like(valid[0, 0])
     def paint(c): return segmenter.labels.colorize(c.numpy())
     back_rgb = np.where(valid[..., None].numpy(), paint(back), np.uint8(217))
-    titles = ("clusters", f"{_agreement(c, c1, all_):.0%} as in the image", "follow the crop", f"{_agreement(c, back, valid):.0%} as in the image")
+    shares = (f"{_agreement(c, o, v):.0%} as in the image" for o, v in ((c1, all_), (back, valid)))
+    titles = "clusters", next(shares), "follow the crop", next(shares)
     return [(t, Image.fromarray(o)) for t, o in zip(titles, (paint(c), paint(c1), paint(c2), back_rgb))]
+
+# %% ../../nbs/use/widgets.ipynb #25d5b5f0
+def _strengths():
+    "A control for each strength of P and G"
+    return dict(brightness=_slider("brightness", .3, 0, 1, .05),
+                contrast=_slider("contrast", .3, 0, 1, .05), 
+                saturation=_slider("saturation", .3, 0, 1, .05), hue=_slider("hue", .1, 0, .5, .01),
+                blur=_slider("blur up to", 2., 0, 4, .1), crop=_slider("crop from", .5, .1, 1, .05),
+                grey=w.Checkbox(False, description="grey"), mirror=w.Checkbox(True, description="mirror"))
+
+def _drawn(strengths):
+    "P and G of these strengths"
+    v = {k: o.value for k, o in strengths.items()}
+    colors = (v[k] for k in ("brightness", "contrast", "saturation", "hue"))
+    P = Photometric(*colors, 1, float(v["grey"]), 1, (0, v["blur"]))
+    return P, Geometric(v["crop"], float(v["mirror"]))
 
 # %% ../../nbs/use/widgets.ipynb #205f3bec
 def explore_views(
@@ -118,19 +145,17 @@ def explore_views(
 )->w.VBox: # with `seed`, `another` and the strengths as attributes
     "Sliders for the strength of P and G, and what they do to an image"
     image = _picture(image, segmenter.size if segmenter else 192)
-    strengths = dict(brightness=_slider("brightness", .3, 0, 1, .05), contrast=_slider("contrast", .3, 0, 1, .05),
-                     saturation=_slider("saturation", .3, 0, 1, .05), hue=_slider("hue", .1, 0, .5, .01), blur=_slider("blur up to", 2., 0, 4, .1),
-                     crop=_slider("crop from", .5, .1, 1, .05), grey=w.Checkbox(False, description="grey"), mirror=w.Checkbox(True, description="mirror"))
-    seed, another = w.BoundedIntText(0, min=0, max=2**31-1, description="draw"), w.Button(description="another draw")
-    def pairs():
-        v = {k: o.value for k, o in strengths.items()}
-        P = Photometric(v["brightness"], v["contrast"], v["saturation"], v["hue"], 1, float(v["grey"]), 1, (0, v["blur"]))
-        return view_pictures(image, seed.value, P, Geometric(v["crop"], float(v["mirror"])), segmenter)
+    strengths, another = _strengths(), w.Button(description="another draw")
+    seed = w.BoundedIntText(0, min=0, max=2**31-1, description="draw")
+    def pairs(): return view_pictures(image, seed.value, *_drawn(strengths), segmenter)
     pictures = _Pictures(8 if segmenter else 4, 4, width)
     another.on_click(lambda _: setattr(seed, "value", (seed.value+1) % seed.max))
     _on_change([seed, *strengths.values()], lambda: pictures.update(pairs()))
-    controls = w.GridBox([*strengths.values(), seed, another], layout=w.Layout(grid_template_columns="repeat(2, max-content)"))
-    return _Panel("explore_views", "sliders for the strength of P and G", [controls, pictures], seed=seed, another=another, pictures=pictures, **strengths)
+    grid = w.Layout(grid_template_columns="repeat(2, max-content)")
+    controls = w.GridBox([*strengths.values(), seed, another], layout=grid)
+    return _Panel("explore_views", "sliders for the strength of P and G",
+                  [controls, pictures],
+                  seed=seed, another=another, pictures=pictures, **strengths)
 
 # %% ../../nbs/use/widgets.ipynb #dc7790ad
 class _Once(nn.Module):
@@ -154,9 +179,10 @@ class CutImage:
     def __init__(self,
         tree:ClusterTree, # all the merges
         image, # path, PIL image, array or tensor, as for `Segmenter`
-        side:int=320, # larger images are made smaller, to this short side or that of the network's images
+        side:int=320, # larger images get this short side, or the network's
     ):
-        self.tree, self._once, self.image = tree, _remembering(tree), _picture(image, max(side, tree.at(1).size))
+        self.tree, self._once = tree, _remembering(tree)
+        self.image = _picture(image, max(side, tree.at(1).size))
 
     def at(self,
         k:int, # number of clusters
@@ -170,8 +196,13 @@ def _percent(s): return f"{s:.0%}" if s >= .005 else "&lt;1%"
 def _legend(seg):
     "Clusters of an image with their colours and shares, as HTML"
     colors = dict(zip(seg.labels.names, seg.labels.palette.tolist()))
-    return "".join(f'<div style="white-space:nowrap;line-height:1.5"><span style="display:inline-block;width:1em;height:1em;border-radius:.2em;vertical-align:-.1em;'
-                   f'margin-right:.4em;background:rgb({",".join(map(str, colors[n]))})"></span>{html.escape(n)} {_percent(s)}</div>' for n, s in seg.shares().items())
+    def row(name, share):
+        color = ",".join(map(str, colors[name]))
+        chip = ('<span style="display:inline-block;width:1em;height:1em;border-radius:.2em;'
+                f'vertical-align:-.1em;margin-right:.4em;background:rgb({color})"></span>')
+        text = f"{html.escape(name)} {_percent(share)}"
+        return f'<div style="white-space:nowrap;line-height:1.5">{chip}{text}</div>'
+    return "".join(row(n, s) for n, s in seg.shares().items())
 
 # %% ../../nbs/use/widgets.ipynb #f49719b0
 def choose_k(
@@ -182,27 +213,38 @@ def choose_k(
     high:int=None, # largest K of the slider, default 30 or as many as the tree has
 )->w.VBox: # with `k`, `picture`, `text` and `legend` as attributes
     "A slider for K, and the image with that many clusters"
-    n = len(tree.centroids)
-    high = min(30, n) if high is None else high
-    if not 1 <= low <= high <= n: raise ValueError(f"low={low}, high={high}: this tree has {n} small clusters, so choose 1 <= low <= high <= {n}")
-    k = min(max(8, low), high) if k is None else k
-    if not low <= k <= high: raise ValueError(f"k={k} is not on the slider, which goes from {low} to {high}")
-    cut, slider = CutImage(tree, image), _slider("K", k, low, high)
-    picture, text, legend = w.Image(format="jpeg", layout=w.Layout(width="420px")), w.Label(), w.HTML()
+    slider, cut = _k_slider(len(tree.centroids), k, low, high), CutImage(tree, image)
+    picture = w.Image(format="jpeg", layout=w.Layout(width="420px"))
+    text, legend = w.Label(), w.HTML()
     def redraw():
         seg = cut.at(slider.value)
         picture.value, legend.value = _bytes(seg.overlay()), _legend(seg)
-        text.value = f"K = {slider.value}: {len(seg.shares())} clusters occur in this image"
+        n = len(seg.shares())
+        text.value = f"K = {slider.value}: {n} clusters occur in this image"
     _on_change([slider], redraw)
-    return _Panel("choose_k", f"a slider for K from {low} to {high}", [w.HBox([slider, text]), w.HBox([picture, legend], layout=w.Layout(align_items="flex-start", grid_gap="16px"))],
+    side = w.Layout(align_items="flex-start", grid_gap="16px")
+    rows = [w.HBox([slider, text]), w.HBox([picture, legend], layout=side)]
+    return _Panel("choose_k", f"a slider for K from {slider.min} to {slider.max}", rows,
                   k=slider, picture=picture, text=text, legend=legend)
+
+# %% ../../nbs/use/widgets.ipynb #7d891660
+def _k_slider(n, k, low, high):
+    "A slider for K, of a tree with `n` small clusters"
+    high = min(30, n) if high is None else high
+    if not 1 <= low <= high <= n:
+        raise ValueError(f"low={low}, high={high}: this tree has {n} small clusters, "
+                         f"so choose 1 <= low <= high <= {n}")
+    k = min(max(8, low), high) if k is None else k
+    if not low <= k <= high: raise ValueError(f"k={k} is not on the slider, which goes from {low} to {high}")
+    return _slider("K", k, low, high)
 
 # %% ../../nbs/use/widgets.ipynb #37d007fa
 def _marked(im, point):
     "A ring around a point, white in black, to be seen on any colour"
     im, r = im.copy(), max(4, min(im.size)//40)
     draw = ImageDraw.Draw(im)
-    for color, width, o in (("black", 4, 1), ("white", 2, 0)): draw.ellipse([v+s*(r+o) for s in (-1, 1) for v in point], outline=color, width=width)
+    for color, width, o in (("black", 4, 1), ("white", 2, 0)):
+        draw.ellipse([v+s*(r+o) for s in (-1, 1) for v in point], outline=color, width=width)
     return im
 
 # %% ../../nbs/use/widgets.ipynb #81f96a79
@@ -212,7 +254,8 @@ def similar_pictures(
 )->list: # (title, PIL image) of the marked pixel, the map, and each match
     "The answer of `similar` as pictures"
     heat = matplotlib.colormaps["magma"](found.heat.clip(0, 1), bytes=True)[..., :3]
-    return [("pixel x={}, y={}".format(*found.point), _marked(found.image, found.point)), ("how similar", Image.fromarray(heat)),
+    pixel = "pixel x={}, y={}".format(*found.point), _marked(found.image, found.point)
+    return [pixel, ("how similar", Image.fromarray(heat)),
             *((f"{p.margin:.2f}", p.image) for p in found.matches[:n])]
 
 # %% ../../nbs/use/widgets.ipynb #5998893b
@@ -220,33 +263,39 @@ def _pictures_of(images, side):
     "All images of a folder or a list, small"
     return [_picture(o, side) for o in _images(images)]
 
+def _clicks(picture, x, y, shown, size):
+    "A click on a picture that has `shown` pixels sets `x` and `y` in the image, which has `size`"
+    def click(event): x.value, y.value = (event[f"data{d}"]*p//o for d, o, p in zip("XY", shown, size))
+    events = Event(source=picture, watched_events=["click"])
+    events.on_dom_event(click)
+    return dict(x=x, y=y, click=click, events=events)
+
 # %% ../../nbs/use/widgets.ipynb #a60aadff
 def pick_similar(
     segmenter:Segmenter, # whose features; its clusters play no part
     image, # path, PIL image, array or tensor, as for `Segmenter`
     others=(), # folder or list of images in which to look for pixels like it
     n:int=5, # matches to show
-    side:int=320, # larger images are made smaller, to this short side or that of the network's images
+    side:int=320, # larger images get this short side, or the network's
 )->w.VBox: # with `x`, `y`, `picture`, `heat` and `matches` as attributes
     "Click a pixel and see which pixels are like it"
     side, segmenter = max(side, segmenter.size), _remembering(segmenter)
     im, others = _picture(image, side), _pictures_of(others, side)
     size = open_image(image).size
     x, y = (_slider(name, o//2, 0, o-1) for name, o in zip("xy", size))
-    top, matches = _Pictures(2, 2, 320), _Pictures(min(n, len(others)), max(n, 1), 112)
+    top = _Pictures(2, 2, 320)
+    matches = _Pictures(min(n, len(others)), max(n, 1), 112)
     def redraw():
-        found = similar(segmenter, im, [v.value*o//p for v, o, p in zip((x, y), im.size, size)], others)
+        point = [v.value*o//p for v, o, p in zip((x, y), im.size, size)]
+        found = similar(segmenter, im, point, others)
         (_, marked), heat, *best = similar_pictures(found, n)
         top.update([(f"pixel x={x.value}, y={y.value}", marked), heat])
         matches.update(best)
-    def click(event): # where in the picture, in its own pixels, which may be fewer than the image's
-        x.value, y.value = (event[f"data{d}"]*p//o for d, o, p in zip("XY", im.size, size))
-    picture, heat = top.images
-    events = Event(source=picture, watched_events=["click"])
-    events.on_dom_event(click)
+    controls = _clicks(top.images[0], x, y, im.size, size)
     _on_change([x, y], redraw)
-    return _Panel("pick_similar", "click a pixel, or move its x and y", [w.HBox([x, y]), top, matches],
-                  x=x, y=y, picture=picture, heat=heat, title=top.titles[0], matches=matches, click=click, events=events)
+    return _Panel("pick_similar", "click a pixel, or move its x and y",
+                  [w.HBox([x, y]), top, matches], picture=top.images[0],
+                  heat=top.images[1], title=top.titles[0], matches=matches, **controls)
 
 # %% ../../nbs/use/widgets.ipynb #aa168f15
 def patch_strips(
@@ -264,13 +313,16 @@ def patch_strips(
 # %% ../../nbs/use/widgets.ipynb #9e06c8ce
 def with_names(
     segmenter:Segmenter, # whose clusters
-    names:list, # a name for each cluster, "" for its present one; clusters of one name become one class
+    names:list, # for each cluster, "" for its present one; equal names are one class
 )->Segmenter: # a new one with these classes
     "Name and merge clusters"
     old = segmenter.labels.names
-    if len(names) != len(old): raise ValueError(f"{len(names)} names for {len(old)} clusters: give each cluster one")
+    if len(names) != len(old):
+        raise ValueError(f"{len(names)} names for {len(old)} clusters: "
+                         "give each cluster one")
     classes = {}
-    for i, (name, present) in enumerate(zip(names, old)): classes.setdefault(str(name).strip() or present, []).append(i)
+    for i, (name, present) in enumerate(zip(names, old)):
+        classes.setdefault(str(name).strip() or present, []).append(i)
     return segmenter.merged(classes)
 
 # %% ../../nbs/use/widgets.ipynb #977498c3
@@ -281,39 +333,54 @@ def _summary(names):
     same = [f"{', '.join(o[:-1])} and {o[-1]} are one" for o in classes.values() if len(o) > 1]
     return f"{len(names)} clusters, {len(classes)} classes" + (f": {'; '.join(same)}" if same else "")
 
+# %% ../../nbs/use/widgets.ipynb #a7c233f0
+def _unread(gallery):
+    "A line that says how many images could not be read, if any"
+    n = len(gallery.failed)
+    return [w.Label(f"{n} of {n+gallery.n_images} images could not be read")] if n else []
+
+def _save(panel, segmenter, names, path):
+    "Save under these names; the panel says how it went"
+    try:
+        new = with_names(segmenter, names)
+        panel.status.value = f"Saved {len(new.labels)} classes to {new.save(path)}"
+        panel.segmenter = new
+    except (OSError, ValueError, SafetensorError) as e:
+        panel.status.value = f"Not saved to {path} ({getattr(e, 'strerror', None) or e}): choose another path"
+
+def _name_rows(gallery, fields):
+    "For each cluster, the largest first: colour, patches, text field, share"
+    def row(k, strip):
+        color = "#%02x%02x%02x" % tuple(gallery.segmenter.labels.palette[k])
+        chip = w.Label(style=dict(background=color), layout=w.Layout(width="28px", height="56px"))
+        size = w.Layout(height="56px", width=f"{strip.width//2}px")
+        patches = w.Image(value=_bytes(strip), format="jpeg", layout=size)
+        share = w.Label(f"{gallery.shares[k]:.0%} of all pixels")
+        return w.HBox([chip, patches, fields[k], share], layout=w.Layout(align_items="center"))
+    strips = patch_strips(gallery)
+    return [row(k, strips[k]) for k in np.argsort(-gallery.shares, kind="stable")]
+
 # %% ../../nbs/use/widgets.ipynb #84ebfa2a
 def name_clusters(
     segmenter:Segmenter, # whose clusters
     images, # folder or list of images, from which the typical patches are taken
     path, # file to write, ending in .safetensors
     n:int=4, # patches for each cluster
-)->w.VBox: # with `names`, a text field for each cluster, `save`, `status` and `segmenter`, the one last saved, as attributes
+)->w.VBox: # with `names` (fields), `save`, `status`, `segmenter` (the one last saved)
     "Type names beside typical patches; equal names merge; save the segmenter"
     path = Path(path)
-    if path.suffix != ".safetensors": raise ValueError(f"{path}: a segmenter is saved as safetensors, so the name must end in .safetensors")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a segmenter is saved as safetensors, "
+                         "so the name must end in .safetensors")
     gallery, labels = cluster_gallery(segmenter, images, n), segmenter.labels
-    names = [w.Text(name, description=f"cluster {k}") for k, name in enumerate(labels.names)]
+    names = [w.Text(o, description=f"cluster {k}")
+             for k, o in enumerate(labels.names)]
     save, status = w.Button(description="save", button_style="primary"), w.Label()
-    unread = [w.Label(f"{len(gallery.failed)} of {len(gallery.failed)+gallery.n_images} images could not be read")] if gallery.failed else []
-    panel = _Panel("name_clusters", "a text field for the name of each cluster, and a button to save",
-                   [*_name_rows(gallery, names), *unread, w.HBox([save, status])], names=names, save=save, status=status, segmenter=segmenter)
+    rows = [*_name_rows(gallery, names), *_unread(gallery), w.HBox([save, status])]
+    panel = _Panel("name_clusters", "a text field for the name of each cluster, "
+                   "and a button to save", rows, names=names, save=save, status=status,
+                   segmenter=segmenter)
     def typed(): return [o.value.strip() or old for o, old in zip(names, labels.names)]
-    def write(_):
-        try:
-            new = with_names(segmenter, typed())
-            status.value = f"Saved {len(new.labels)} classes to {new.save(path)}"
-            panel.segmenter = new
-        except (OSError, ValueError, SafetensorError) as e: status.value = f"Not saved to {path} ({getattr(e, 'strerror', None) or e}): choose another path"
-    save.on_click(write)
+    save.on_click(lambda _: _save(panel, segmenter, typed(), path))
     _on_change(names, lambda: setattr(status, "value", _summary(typed())))
     return panel
-
-# %% ../../nbs/use/widgets.ipynb #114fa3ab
-def _name_rows(gallery, fields):
-    "For each cluster, the largest first: colour, patches, text field, share"
-    def row(k, strip):
-        chip = w.Label(style=dict(background="#%02x%02x%02x" % tuple(gallery.segmenter.labels.palette[k])), layout=w.Layout(width="28px", height="56px"))
-        patches = w.Image(value=_bytes(strip), format="jpeg", layout=w.Layout(height="56px", width=f"{strip.width//2}px"))
-        return w.HBox([chip, patches, fields[k], w.Label(f"{gallery.shares[k]:.0%} of all pixels")], layout=w.Layout(align_items="center"))
-    strips = patch_strips(gallery)
-    return [row(k, strips[k]) for k in np.argsort(-gallery.shares, kind="stable")]
