@@ -315,6 +315,9 @@ class Targets:
     centroids:list # (K,D); or what classifies instead of them
     weights:list   # weight of each cluster in the loss, (K,), or None
 
+    @property
+    def shape(self): return self.labels[0].shape # where fastai finds the size of the batch
+
 def _no_masks(
     pred:Tensor, # of a batch, (B,...)
 )->Tensor: # (B,0)

@@ -24,10 +24,12 @@ def _no_amp(z):
     return torch.autocast(t, enabled=False) if on else nullcontext()
 
 def _check_scores(z, mu, metric):
-    if metric not in _metrics: raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(_metrics)}")
+    if metric not in _metrics:
+        raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(_metrics)}")
     if z.dim() not in (2, 4): raise ValueError(f"z must be (N,D) or (B,D,h,w), not {tuple(z.shape)}")
-    if mu.dim() != 2 or z.shape[1] != mu.shape[1]:
-        raise ValueError(f"z has D={z.shape[1]} in dim 1, so mu must be (K,{z.shape[1]}), not {tuple(mu.shape)}")
+    d = z.shape[1]
+    if mu.dim() != 2 or d != mu.shape[1]:
+        raise ValueError(f"z has D={d} in dim 1, so mu must be (K,{d}), not {tuple(mu.shape)}")
 
 # %% ../nbs/06_clustering.ipynb #529829ac
 def _product(z, mu, bias=None):
@@ -35,7 +37,8 @@ def _product(z, mu, bias=None):
     bias = mu.new_zeros(len(mu)) if bias is None else bias
     with _no_amp(z):
         if z.dim() == 2: return torch.addmm(bias, z, mu.T)
-        return torch.baddbmm(bias[:, None], mu.expand(z.shape[0], -1, -1), z.flatten(2)).view(z.shape[0], -1, *z.shape[2:])
+        res = torch.baddbmm(bias[:, None], mu.expand(z.shape[0], -1, -1), z.flatten(2))
+        return res.view(z.shape[0], -1, *z.shape[2:])
 
 def _same_dtype(z, mu):
     dtype = torch.promote_types(z.dtype, mu.dtype)
@@ -65,16 +68,19 @@ def assign(
     _check_scores(z, mu, metric)
     z, mu = _same_dtype(z, mu)
     if metric == 'cosine': mu = F.normalize(mu, dim=1)
-    return _product(z, mu, -mu.pow(2).sum(1)/2 if metric == 'euclidean' else None).max(1).indices
+    bias = -mu.pow(2).sum(1)/2 if metric == 'euclidean' else None
+    return _product(z, mu, bias).max(1).indices
 
 # %% ../nbs/06_clustering.ipynb #ff4e0815
 def upsampled_argmax(
     s:Tensor, # scores, (B,K,h,w)
     size, # (H,W)
 )->Tensor: # number of the best cluster, int64, (B,H,W)
-    "The best cluster at every pixel of a larger map: scores are enlarged bilinearly, then compared"
+    "The best cluster at every pixel of a larger map: bilinear scores, then compared"
     if s.shape[-2:] == tuple(size): return s.max(1).indices
-    def large(o): return F.interpolate(o[None], tuple(size), mode='bilinear', align_corners=False)[0]
+    def large(o):
+        o = o[None]
+        return F.interpolate(o, tuple(size), mode='bilinear', align_corners=False)[0]
     return torch.stack([large(o).max(0).indices for o in s])
 
 # %% ../nbs/06_clustering.ipynb #fab2f118
@@ -97,11 +103,13 @@ def _rand(*size, like, generator=None):
 def _pick(w, generator=None):
     "Draw an index with a probability proportional to its weight `w`"
     c = w.to(_sum_dtype(w)).cumsum(0)
-    return torch.searchsorted(c, _rand(1, like=w, generator=generator)*c[-1:], right=True).clamp_max(len(w)-1)
+    u = _rand(1, like=w, generator=generator)*c[-1:]
+    return torch.searchsorted(c, u, right=True).clamp_max(len(w)-1)
 
 def _d2(z, m):
     "Squared distance of every row of `z` to one point `m`"
-    return torch.cdist(z, m.view(1, -1), compute_mode='donot_use_mm_for_euclid_dist')[:, 0].pow(2)
+    exact = 'donot_use_mm_for_euclid_dist'
+    return torch.cdist(z, m.view(1, -1), compute_mode=exact)[:, 0].pow(2)
 
 # %% ../nbs/06_clustering.ipynb #93f24225
 def _reseed_(mu, z, y, counts, generator=None):
@@ -120,11 +128,15 @@ def _reseed_(mu, z, y, counts, generator=None):
 def _start(z, k, init='random', generator=None):
     "K centroids to begin with"
     if isinstance(init, Tensor):
-        if init.shape != (k, z.shape[1]): raise ValueError(f"init must be ({k},{z.shape[1]}), not {tuple(init.shape)}")
+        if init.shape != (k, z.shape[1]):
+            raise ValueError(f"init must be ({k},{z.shape[1]}), "
+                             f"not {tuple(init.shape)}")
         return init.detach().to(z, copy=True)
     if init not in ('random', 'k-means++'):
-        raise ValueError(f"unknown init {init!r}: choose 'random', 'k-means++' or a (K,D) tensor")
-    order = _rand(len(z), like=z, generator=generator).topk(k if init == 'random' else 1).indices
+        raise ValueError(f"unknown init {init!r}: "
+                         "choose 'random', 'k-means++' or a (K,D) tensor")
+    n = k if init == 'random' else 1
+    order = _rand(len(z), like=z, generator=generator).topk(n).indices
     if init == 'random': return z[order]
     mu, d = z[order], _d2(z, z[order])
     while len(mu) < k:
@@ -134,15 +146,17 @@ def _start(z, k, init='random', generator=None):
 
 # %% ../nbs/06_clustering.ipynb #ca924ed0
 def _rows(z, k):
-    "Points per chunk: their features and scores should fit the cache, or keep several threads or a GPU busy"
+    "Points per chunk: features and scores should fit the cache, or keep a GPU busy"
     numbers = 2**26 if z.is_cuda else 2**20 if torch.get_num_threads() == 1 else 2**22
     return max(64, numbers//(z.shape[1] + k)//64*64)
 
 def _pass(z, mu, unit=False, rows=None):
     "Labels of all points and sums of all clusters, in one reading of the points"
     rows, metric = rows or _rows(z, len(mu)), 'dot' if unit else 'euclidean'
-    y, sums = torch.empty(len(z), dtype=torch.int64, device=z.device), torch.zeros_like(mu, dtype=_sum_dtype(mu))
-    for c, yc in zip(z.split(rows), y.split(rows)): _add_(sums, yc.copy_(assign(c, mu, metric)), c)
+    y = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    sums = torch.zeros_like(mu, dtype=_sum_dtype(mu))
+    for c, yc in zip(z.split(rows), y.split(rows)):
+        _add_(sums, yc.copy_(assign(c, mu, metric)), c)
     return y, sums
 
 # %% ../nbs/06_clustering.ipynb #f4119bfc
@@ -151,10 +165,11 @@ def _squares(z):
     return torch.linalg.vector_norm(z, dim=1).to(_sum_dtype(z)).pow(2).sum()
 
 def _objective(mu, counts, sums, squares, unit=False):
-    "Mean squared distance, or mean cosine distance of unit vectors, from the sums alone"
+    "Mean squared distance, or mean cosine distance of unit vectors, from sums alone"
     mu, n = mu.to(sums), counts.sum()
     dot = (sums*mu).sum()
-    J = 1 - dot/n if unit else (squares - 2*dot + (counts*mu.pow(2).sum(1)).sum())/n
+    if unit: J = 1 - dot/n
+    else: J = (squares - 2*dot + (counts*mu.pow(2).sum(1)).sum())/n
     return J.clamp_min(0).item()
 
 # %% ../nbs/06_clustering.ipynb #56003728
@@ -163,8 +178,8 @@ class KMeansResult:
     "What `kmeans` returns"
     centroids:Tensor = field(repr=False) # mu, (K,D)
     counts:Tensor # points per cluster, int64, (K,)
-    objective:float # mean squared distance to the nearest centroid; spherical: mean cosine distance
-    history:list = field(default_factory=list, repr=False) # the objective before each update, then at the end
+    objective:float # mean squared distance to the centroid; spherical: cosine distance
+    history:list = field(default_factory=list, repr=False) # before each update, at end
 
 # %% ../nbs/06_clustering.ipynb #90484f08
 def _lloyd(z, mu, n_iter, unit=False, reseed=True, generator=None):
@@ -176,7 +191,8 @@ def _lloyd(z, mu, n_iter, unit=False, reseed=True, generator=None):
         counts = y.bincount(minlength=len(mu))
         history.append(_objective(mu, counts, sums, squares, unit))
         if i == n_iter or (last is not None and torch.equal(y, last)): break
-        mu = torch.where(counts[:, None] > 0, sums/counts.clamp_min(1)[:, None], mu).to(z.dtype)
+        n = counts[:, None]
+        mu = torch.where(n > 0, sums/n.clamp_min(1), mu).to(z.dtype)
         if reseed and (counts == 0).any(): mu = _reseed_(mu, z, y, counts, generator)
         if unit: mu = F.normalize(mu, dim=1)
     return KMeansResult(mu, counts, history[-1], history)
@@ -192,14 +208,19 @@ def _faiss_gpus():
 
 def _check(z, k, n_iter, n_init, engine):
     "Float features that K-means can work with, or a clear error"
-    if engine not in _engines: raise ValueError(f"unknown engine {engine!r}: choose one of {', '.join(_engines)}")
-    if z.dim() != 2: raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: `sample_pixels` makes it from a map")
-    if not 1 <= k <= len(z): raise ValueError(f"k={k}, but z has {len(z)} points: k must be between 1 and {len(z)}")
-    if n_iter < 0 or n_init < 1: raise ValueError(f"need n_iter >= 0 and n_init >= 1, not {n_iter} and {n_init}")
+    if engine not in _engines:
+        raise ValueError(f"unknown engine {engine!r}: choose one of {', '.join(_engines)}")
+    if z.dim() != 2:
+        raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: `sample_pixels` makes it from a map")
+    if not 1 <= k <= len(z):
+        raise ValueError(f"k={k}, but z has {len(z)} points: k must be between 1 and {len(z)}")
+    if n_iter < 0 or n_init < 1:
+        raise ValueError(f"need n_iter >= 0 and n_init >= 1, not {n_iter} and {n_init}")
     z = z.detach()
     if z.dtype not in (torch.float32, torch.float64): z = z.float()
     if not z.sum().isfinite():
-        raise ValueError("z has NaN or infinite values: look for broken images, or a network that has diverged")
+        raise ValueError("z has NaN or infinite values: look for broken images, "
+                         "or a network that has diverged")
     return z.contiguous()
 
 # %% ../nbs/06_clustering.ipynb #a7fd3200
@@ -209,35 +230,36 @@ def kmeans(
     k:int, # number of clusters K
     n_iter:int=20, # at most so many updates; fewer if nothing moves any more
     init='random', # 'random', 'k-means++', or a tensor of centroids (K,D)
-    spherical:bool=False, # compare directions: features and centroids of unit length, cosine distance
-    engine:str='auto', # 'torch', 'faiss', or 'auto': faiss where it can use the GPU that holds z, else torch
+    spherical:bool=False, # compare directions: unit length, cosine distance
+    engine:str='auto', # 'torch', 'faiss', or 'auto': faiss if it can use z's GPU
     n_init:int=1, # number of starts; the end with the lowest objective is kept
     generator:torch.Generator=None, # source of randomness, on any device
     reseed:bool=True # move empty clusters into the largest one?
 )->KMeansResult: # centroids, counts, objective and history
     "Group the rows of `z` into `k` clusters"
-    z = torch.as_tensor(z)
-    if engine == 'auto': engine = 'faiss' if z.is_cuda and reseed and _faiss_gpus() else 'torch'
-    z = _check(z, k, n_iter, n_init, engine)
-    if spherical: z = F.normalize(z, dim=1)
-    if isinstance(init, Tensor): n_init = 1
-    runs = []
-    for _ in range(n_init):
-        mu = _start(z, k, init, generator)
-        if spherical: mu = F.normalize(mu, dim=1)
-        with _no_amp(z): runs.append(_engines[engine](z, mu, n_iter, spherical, reseed, generator))
+    z, runs = torch.as_tensor(z), []
+    if engine == 'auto':
+        engine = 'faiss' if z.is_cuda and reseed and _faiss_gpus() else 'torch'
+    unit = lambda o: F.normalize(o, dim=1) if spherical else o
+    z, run = unit(_check(z, k, n_iter, n_init, engine)), _engines[engine]
+    for _ in range(1 if isinstance(init, Tensor) else n_init):
+        mu = unit(_start(z, k, init, generator))
+        with _no_amp(z): runs.append(run(z, mu, n_iter, spherical, reseed, generator))
     return min(runs, key=lambda r: r.objective)
 
 # %% ../nbs/06_clustering.ipynb #f751688b
 def _faiss(z, mu, n_iter, unit=False, reseed=True, generator=None):
     "One run of K-means from the centroids `mu`, by faiss"
     try: import faiss
-    except ImportError: raise ImportError("no faiss here: `pip install faiss-cpu`, or use engine='torch'") from None
+    except ImportError:
+        raise ImportError("no faiss here: `pip install faiss-cpu`, or use engine='torch'") from None
     if not reseed: raise ValueError("faiss always fills empty clusters: use engine='torch' with reseed=False")
     k, d = mu.shape
-    km = faiss.Kmeans(d, k, niter=n_iter, spherical=unit, min_points_per_centroid=1, max_points_per_centroid=len(z))
+    km = faiss.Kmeans(d, k, niter=n_iter, spherical=unit, min_points_per_centroid=1,
+                      max_points_per_centroid=len(z)) # by default it takes no more than 256
     if z.is_cuda and faiss.get_num_gpus():
-        km.index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), z.device.index or 0, km.index)
+        gpu = faiss.StandardGpuResources()
+        km.index = faiss.index_cpu_to_gpu(gpu, z.device.index or 0, km.index)
     km.train(z.cpu().numpy(), init_centroids=mu.float().cpu().numpy())
     mu = torch.from_numpy(km.centroids.copy()).to(z)
     y, sums = _pass(z, mu, unit)
@@ -256,8 +278,10 @@ class MiniBatchKMeans:
         counts:Tensor # how many points each of them stands for, (K,)
     ):
         if counts.shape != centroids.shape[:1]:
-            raise ValueError(f"{len(centroids)} centroids need {len(centroids)} counts, not {tuple(counts.shape)}")
-        self.centroids, self.counts = centroids.detach().clone(), counts.to(centroids.device, torch.int64, copy=True)
+            k, shape = len(centroids), tuple(counts.shape)
+            raise ValueError(f"{k} centroids need {k} counts, not {shape}")
+        self.centroids = centroids.detach().clone()
+        self.counts = counts.to(centroids.device, torch.int64, copy=True)
 
 # %% ../nbs/06_clustering.ipynb #2f634e9f
 @patch
@@ -266,11 +290,14 @@ def update(self:MiniBatchKMeans,
     z:Tensor # features of a batch, (N,D)
 )->float: # mean squared distance to the nearest centroid before the update
     "Move every centroid towards the mean of its points in `z`"
-    if z.dim() != 2: raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: `sample_pixels` makes it from a map")
+    if z.dim() != 2:
+        raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: "
+                         "`sample_pixels` makes it from a map")
     mu = self.centroids
     best, y = scores(z, mu).max(1)
     n = y.bincount(minlength=len(mu))
-    m = (_add_(torch.zeros_like(mu, dtype=_sum_dtype(mu)), y, z)/n.clamp_min(1)[:, None]).to(mu.dtype)
+    sums = _add_(torch.zeros_like(mu, dtype=_sum_dtype(mu)), y, z)
+    m = (sums/n.clamp_min(1)[:, None]).to(mu.dtype)
     self.counts += n
     eta = (n/(self.counts + 1e-6))[:, None].to(mu.dtype)
     self.centroids = (1-eta)*mu + eta*m
@@ -279,14 +306,15 @@ def update(self:MiniBatchKMeans,
 # %% ../nbs/06_clustering.ipynb #a2729bf9
 def sample_pixels(
     z:Tensor, # map of features, (B,D,h,w)
-    n:int=None, # pixels per image; `None` or at least h*w: all of them, in order
+    n:int=None, # pixels per image; `None` or at least h*w: all, in order
     generator:torch.Generator=None # source of randomness, on any device
 )->Tensor: # features, image by image, (B*n,D)
     "`n` random pixels of each image, without replacement"
     if z.dim() != 4: raise ValueError(f"z must be (B,D,h,w), not {tuple(z.shape)}")
     b, d, h, w = z.shape
     z = z.flatten(2)
-    if n is not None and n < 1: raise ValueError(f"n={n} pixels per image: must be at least 1, or None for all")
+    if n is not None and n < 1:
+        raise ValueError(f"n={n} pixels per image: must be at least 1, or None for all")
     if n is not None and n < h*w:
         idx = _rand(b, h*w, like=z, generator=generator).topk(n, dim=1).indices
         z = z.gather(2, idx[:, None].expand(-1, d, -1))

@@ -19,7 +19,7 @@ from .transforms import _full_precision
 def upsample_by(
     x:Tensor, # maps, (B,C,h,w)
     ratio:float, # cells of the finer grid per cell
-    size, # (height, width) of the part of the finer grid that is wanted, from the upper left corner
+    size, # (height, width) of the wanted part of the finer grid, from the upper left
 )->Tensor: # (B,C,*size)
     "Bilinear interpolation that leaves everything in its place"
     if ratio!=1:
@@ -29,7 +29,7 @@ def upsample_by(
 
 # %% ../nbs/05_fpn.ipynb #dffe13e2
 class FPN(nn.Module):
-    "Merge a pyramid into one map of `dim` features at stride 4: 1x1 convolutions, added from coarse to fine"
+    "A pyramid to one map at stride 4: 1x1 convolutions, added from coarse to fine"
     def __init__(self,
         channels, # width of each map, finest first
         dim:int=128, # D
@@ -37,7 +37,8 @@ class FPN(nn.Module):
         ):
         super().__init__()
         if len(channels)!=len(strides):
-            raise ValueError(f"{len(channels)} widths but {len(strides)} strides: give one of each per map")
+            raise ValueError(f"{len(channels)} widths but {len(strides)} strides: "
+                             "give one of each per map")
         self.dim, self.strides = dim, tuple(strides)
         self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in channels)
 
@@ -49,12 +50,12 @@ def forward(self:FPN,
     size, # (H,W) of the images in pixels
 )->Tensor: # dense features, (B,D,ceil(H/4),ceil(W/4))
     "Add the levels, and bring the sum to stride 4"
-    if len(feats)!=len(self.laterals): raise ValueError(f"this FPN merges {len(self.laterals)} maps, not {len(feats)}")
+    if len(feats)!=len(self.laterals):
+        raise ValueError(f"this FPN merges {len(self.laterals)} maps, not {len(feats)}")
     z, s = self.laterals[-1](feats[-1]), self.strides[-1]
     for f, lateral, stride in list(zip(feats, self.laterals, self.strides))[-2::-1]:
         z, s = lateral(f) + upsample_by(z, s/stride, f.shape[-2:]), stride
-    z = upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
-    return z
+    return upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
 
 # %% ../nbs/05_fpn.ipynb #ea813434
 class PiCIENet(nn.Module):
@@ -68,19 +69,25 @@ class PiCIENet(nn.Module):
         self.fpn = FPN(backbone.channels, dim, backbone.strides)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self,
-        x:Tensor, # images in [0,1], (B,3,H,W)
-        *more, # further batches
-    )->Tensor: # features, (B,D,ceil(H/4),ceil(W/4)), a tuple of them if there are `more` batches
-        xs, one = (x, *more), lambda o: self.fpn(self.backbone(o), o.shape[-2:])
-        if not more: return one(x)
-        if not self._together(xs): return tuple(map(one, xs))
-        return one(torch.cat(xs)).split([len(o) for o in xs])
+    def _one(self, x): return self.fpn(self.backbone(x), x.shape[-2:])
 
     def _together(self, xs):
         "Do all batches have one shape, and does no BatchNorm look at the batch?"
-        learns = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
+        norm = nn.modules.batchnorm._BatchNorm
+        learns = any(isinstance(m, norm) and m.training for m in self.modules())
         return not learns and len({o.shape[1:] for o in xs})==1
+
+# %% ../nbs/05_fpn.ipynb #56457e2f
+@patch
+def forward(self:PiCIENet,
+    x:Tensor, # images in [0,1], (B,3,H,W)
+    *more, # further batches
+)->Tensor: # features, (B,D,ceil(H/4),ceil(W/4)); a tuple of them if there are `more`
+    "Dense features of every batch"
+    xs = x, *more
+    if not more: return self._one(x)
+    if not self._together(xs): return tuple(map(self._one, xs))
+    return self._one(torch.cat(xs)).split([len(o) for o in xs])
 
 # %% ../nbs/05_fpn.ipynb #4555580c
 class StreamingCovariance:
@@ -111,7 +118,8 @@ def _stack(feats, strides):
 
 def _stage_weights(strides, weights=None):
     if weights is None: weights = [{4:0, 32:.5}.get(s, 1) if len(set(strides))>1 else 1 for s in strides]
-    if len(weights)!=len(strides): raise ValueError(f"{len(weights)} stage weights for {len(strides)} stages: one each")
+    if len(weights)!=len(strides):
+        raise ValueError(f"{len(weights)} stage weights for {len(strides)} stages: one each")
     if not any(weights): raise ValueError("all stage weights are 0: nothing is left to start from")
     return [float(w) for w in weights]
 
@@ -125,33 +133,43 @@ def _evaluating(net):
 # %% ../nbs/05_fpn.ipynb #539d34cb
 def _pca(cov, widths, weights, dim):
     rms = torch.stack([v.mean().sqrt() for v in cov.diagonal().split(widths)])
-    if not (rms>0).any(): raise ValueError("the features are the same everywhere: PCA needs images that differ")
-    a = torch.where(rms>0, torch.tensor(weights).double()/rms, 0.).repeat_interleave(torch.tensor(widths))
+    if not (rms>0).any():
+        raise ValueError("the features are the same everywhere: PCA needs images that differ")
+    a = torch.where(rms>0, torch.tensor(weights).double()/rms, 0.)
+    a = a.repeat_interleave(torch.tensor(widths))
     lam, V = torch.linalg.eigh(a[:, None]*cov*a)
     lam, V = lam.flip(0)[:dim], V.flip(1)[:, :dim]
     V = V*V.gather(0, V.abs().argmax(0, keepdim=True)).sign()
     return (a[:, None]*V*(lam > 1e-9*lam[0])).T
 
+# %% ../nbs/05_fpn.ipynb #878bca02
+def _joint_stats(net, images, keep):
+    "Mean and covariance of the levels `keep`, laid on one grid"
+    stats, p = StreamingCovariance(), next(net.parameters())
+    for b in images.split(8) if torch.is_tensor(images) else images:
+        feats = net.backbone((b[0] if isinstance(b, (tuple, list)) else b).to(p))
+        joint = _stack([feats[i] for i in keep], [net.fpn.strides[i] for i in keep])
+        stats.update(joint.transpose(0, 1).flatten(1).T.float())
+    if not stats.n: raise ValueError("pca_init_ got no images")
+    return stats
+
 # %% ../nbs/05_fpn.ipynb #2d09131c
 @torch.no_grad()
 def pca_init_(
     net:PiCIENet, # its laterals are overwritten
-    images, # (N,3,H,W) in [0,1], or batches of them (of tuples, such as a DataLoader yields, the first item counts)
-    stage_weights=None, # importance of each stage, finest first; None: 0 at stride 4, 0.5 at 32, else 1; ViT: all 1
+    images, # (N,3,H,W) in [0,1], or batches of them; of tuples the first item counts
+    stage_weights=None, # one per stage; None: 0 at stride 4, .5 at 32, else 1; ViT: 1
 )->PiCIENet: # `net`
     "Start the FPN as the joint PCA of the backbone's own features"
-    weights, stats, p = _stage_weights(net.fpn.strides, stage_weights), StreamingCovariance(), next(net.parameters())
+    weights, p = _stage_weights(net.fpn.strides, stage_weights), next(net.parameters())
     keep = [i for i, w in enumerate(weights) if w]
     pick = lambda o: [o[i] for i in keep]
-    with _evaluating(net), _full_precision(p):
-        for b in images.split(8) if torch.is_tensor(images) else images:
-            feats = net.backbone((b[0] if isinstance(b, (tuple, list)) else b).to(p))
-            stats.update(_stack(pick(feats), pick(net.fpn.strides)).transpose(0, 1).flatten(1).T.float())
-    if not stats.n: raise ValueError("pca_init_ got no images")
+    with _evaluating(net), _full_precision(p): stats = _joint_stats(net, images, keep)
     widths = pick(net.backbone.channels)
     W = _pca(stats.cov, widths, pick(weights), net.dim)
     for o in net.fpn.laterals.parameters(): o.zero_()
-    for lateral, w, m in zip(pick(net.fpn.laterals), W.split(widths, 1), stats.mean.split(widths)):
+    ms = stats.mean.split(widths)
+    for lateral, w, m in zip(pick(net.fpn.laterals), W.split(widths, 1), ms):
         lateral.weight[:len(w)] = w[..., None, None].to(p)
         lateral.bias[:len(w)] = -(w @ m).to(p)
     return net

@@ -1,4 +1,4 @@
-"The widgets of nbs/82_widgets.ipynb in JupyterLab and headless Chromium: move, click, type, and see what changes."
+"The widgets of nbs/use/widgets.ipynb in JupyterLab and headless Chromium: move, click, type, and see what changes."
 import importlib.util, json, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +55,7 @@ def until(done, what, seconds=SLOW):
 
 def notebook(folder):
     "A copy of the notebook with one more cell: a widget on a file that somebody else made"
-    nb = json.loads((ROOT/"nbs/82_widgets.ipynb").read_text())
+    nb = json.loads((ROOT/"nbs/use/widgets.ipynb").read_text())
     for c in nb["cells"]: c.update({"outputs": []} if c["cell_type"] == "code" else {})
     nb["cells"].append(dict(cell_type="code", id="hostile", metadata={}, execution_count=None, outputs=[], source=[
         f"segmenter.named({{0: {HOSTILE!r}}}).save(folder/'loaded.safetensors')\n",

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import os
 import numpy as np
 from fastcore.basics import patch
-from .folders import (IMAGE_SUFFIXES, _as_labels, _mask_values, _nfc, _open, _spelled, _split_files, image_files, open_image,
-                           picie_dls)
+from .folders import IMAGE_SUFFIXES, image_files, open_image, picie_dls
+from .folders import _as_labels, _mask_values, _nfc, _open, _spelled, _split_files
 from .labels import LABELSETS, LabelSet, _WHITE, _lines
 
 # %% ../../nbs/data/catalog.ipynb #3daf9c7f
-def _mask_path(f, images, masks, cut='', end='.png'): # where the mask of `f` lies, if there is one
+def _mask_path(f, images, masks, cut='', end='.png'): # where the mask of `f` would lie
     rel = Path(f).relative_to(images)
     return _spelled(Path(masks)/rel.with_name(rel.stem.removesuffix(cut)+end))
 
@@ -48,7 +48,8 @@ class DataSet:
 
     def __repr__(self):
         masks = 'with masks' if self.mask_of else 'without masks'
-        return (f'{self.name}: {(n := len(self.train))} image{"s"*(n != 1)} to train, {len(self.valid)} to validate'
+        return (f'{self.name}: {(n := len(self.train))} image{"s"*(n != 1)} to train, '
+                f'{len(self.valid)} to validate'
                 f'{f" ({self.split})" if self.split else ""}, {masks}\n{self.labels}')
 
 # %% ../../nbs/data/catalog.ipynb #078da860
@@ -61,7 +62,8 @@ def dls(self:DataSet,
     "DataLoaders of this data set; training never opens a mask"
     for what, files in (('train on', self.train), ('validate on', self.valid)):
         if not files: raise ValueError(f'{self.name} has no images to {what}: choose a split that has some')
-    return picie_dls(self.train, size=size, bs=bs, valid=self.valid, masks=self.mask_of, labels=self.labels, **kwargs)
+    return picie_dls(self.train, size=size, bs=bs, valid=self.valid, masks=self.mask_of,
+                     labels=self.labels, **kwargs)
 
 # %% ../../nbs/data/catalog.ipynb #6f8a904f
 _TREES = dict(
@@ -85,7 +87,10 @@ ROOT
 │   └── train_extra/CITY/*_leftImg8bit.png   (for splits="published")
 └── gtFine                                   (for scores only)
     ├── train/CITY/*_gtFine_labelIds.png
-    └── val/CITY/*_gtFine_labelIds.png''',
+    └── val/CITY/*_gtFine_labelIds.png''')
+
+# %% ../../nbs/data/catalog.ipynb #00fde210
+_TREES |= dict(
 camvid='''\
 ROOT
 ├── images
@@ -106,11 +111,13 @@ ROOT                            VOCdevkit/VOC2012
 # %% ../../nbs/data/catalog.ipynb #a75909e4
 def _folder(root, names, kind, inside=('',), need=True):
     root = Path(root)
-    if not root.is_dir(): raise FileNotFoundError(f'{root} does not exist; the layout of {kind} is\n{_TREES[kind]}')
+    if not root.is_dir():
+        raise FileNotFoundError(f'{root} does not exist; the layout of {kind} is\n{_TREES[kind]}')
     for n in names:
         if any((root/n/o).is_dir() for o in inside): return root/n
     wanted = ' or '.join((Path(n)/inside[0]).as_posix() for n in names)
-    if need: raise FileNotFoundError(f'{root} has no folder {wanted}; the layout of {kind} is\n{_TREES[kind]}')
+    if need:
+        raise FileNotFoundError(f'{root} has no folder {wanted}; the layout of {kind} is\n{_TREES[kind]}')
 
 # %% ../../nbs/data/catalog.ipynb #0165b0e5
 def read_list(
@@ -147,10 +154,11 @@ def _list_name(file): # in words
     stem = Path(file).stem
     return 'curated list 7' if stem=='Coco164kFull_Stuff_Coarse_7' else f'list {stem}'
 
+# %% ../../nbs/data/catalog.ipynb #49b3f57c
 def cocostuff(
     root, # folder of the data set
     labels='cocostuff27', # a `LabelSet`, or cocostuff27, cocostuff15, cocostuff12, cocostuff171
-    curated=None, # `{split: list}`, or folder of the published lists; None: `root/curated` if there; False: all images
+    curated=None, # `{split: list}`, or folder of the lists; None: `root/curated` if there; False: all images
     train='train2017', # split, or several, to train on
     valid='val2017', # split, or several, to validate on
     images=None, # folder of the splits; None: `root/images` or `root`
@@ -169,13 +177,12 @@ def cocostuff(
         ' + '.join(f'{s}, {_list_name(lists[s])}' for s in valid), root)
 
 # %% ../../nbs/data/catalog.ipynb #065638cb
-def _values(path, labels=None): # (width, height), values and counts of a mask file; labels to read its colours with
+def _values(path, labels=None): # (width, height), values and counts of a mask file; labels for its colours
     a = _mask_values(path, labels)
     if a.dtype!=np.uint8: return a.shape[::-1], *np.unique(a, return_counts=True)
     n = np.bincount(a.ravel())
     return a.shape[::-1], n.nonzero()[0], n[n>0]
 
-# %% ../../nbs/data/catalog.ipynb #16ed2009
 def _stream(f, items, n_workers=0):
     if not n_workers:
         yield from map(f, items)
@@ -193,7 +200,8 @@ def curate(
 )->list: # ids of the images to keep: the masks' names without folder and suffix
     "Rebuild a curated list by the published rule"
     labels = _as_labels(labels)
-    if labels.things is None: raise ValueError(f'{labels} does not say which classes are things: give it `things`')
+    if labels.things is None:
+        raise ValueError(f'{labels} does not say which classes are things: give it `things`')
     stuff = [v for v, c in labels.table.items() if c!=labels.ignore and c not in labels.things]
     def keep(f):
         (w, h), vals, n = _values(f, labels)
@@ -215,13 +223,14 @@ def cityscapes(
     valid=None, # split, or several, to validate on; None: those of `splits`
 )->DataSet:
     "Cityscapes: leftImg8bit images and gtFine masks"
-    if splits not in CITYSCAPES_SPLITS: raise ValueError(f'splits={splits!r}: use {" or ".join(CITYSCAPES_SPLITS)}')
+    if splits not in CITYSCAPES_SPLITS:
+        raise ValueError(f'splits={splits!r}: use {" or ".join(CITYSCAPES_SPLITS)}')
     preset = CITYSCAPES_SPLITS[splits]
     train, valid = (_splits(preset[k] if o is None else o) for k, o in (('train', train), ('valid', valid)))
     images = _folder(root, ['leftImg8bit'], 'cityscapes')
     masks = _folder(root, ['gtFine', 'annotations/gtFine'], 'cityscapes', need=False)
-    def files(splits): return [f for s in splits for f in image_files(_folder(root, [f'leftImg8bit/{s}'], 'cityscapes'))
-                               if f.stem.endswith('_leftImg8bit')]
+    def of(s): return image_files(_folder(root, [f'leftImg8bit/{s}'], 'cityscapes'))
+    def files(splits): return [f for s in splits for f in of(s) if f.stem.endswith('_leftImg8bit')]
     mask_of = partial(_mask_path, images=images, masks=masks, cut='_leftImg8bit', end='_gtFine_labelIds.png')
     return DataSet(_named(labels, 'cityscapes'), files(train), files(valid),
                    mask_of if masks else None, _as_labels(labels), ' + '.join(valid), Path(root))
@@ -236,7 +245,8 @@ def camvid(
     "CamVid, or any data set with images/SPLIT and labels/SPLIT"
     root, train, valid = Path(root), _splits(train), _splits(valid)
     masks = _folder(root, ['labels'], 'camvid', need=False)
-    def files(splits): return [f for s in splits for f in image_files(_folder(root, [f'images/{s}'], 'camvid'))]
+    def of(s): return image_files(_folder(root, [f'images/{s}'], 'camvid'))
+    def files(splits): return [f for s in splits for f in of(s)]
     mask_of = partial(_mask_path, images=root/'images', masks=masks)
     return DataSet(_named(labels, 'camvid'), files(train), files(valid),
                    mask_of if masks else None, _as_labels(labels), ' + '.join(valid), root)
@@ -265,7 +275,7 @@ def folders(
 
 # %% ../../nbs/data/catalog.ipynb #bf2159dd
 def pascal(
-    root, # folder of the data set, as VOCdevkit/VOC2012; or one with `images` and `masks`, which `folders` opens
+    root, # folder of the data set, as VOCdevkit/VOC2012; or one with `images` and `masks`, for `folders`
     labels='pascal21', # a `LabelSet`, or the name of one
     train='train', # split to train on
     valid='val', # split to validate on
@@ -291,7 +301,8 @@ def open_dataset(
     root = Path(root)
     def has(*names): return any((root/n).is_dir() for n in names)
     if 'splits' in kwargs and not has('leftImg8bit'):
-        raise ValueError(f'splits is a choice of Cityscapes, and {root} has no folder leftImg8bit: leave it out')
+        raise ValueError(f'splits is a choice of Cityscapes, and {root} has no folder leftImg8bit: '
+                         'leave it out')
     if has('leftImg8bit'): return cityscapes(root, **kwargs)
     if has('images/train2017', 'images/val2017', 'train2017', 'val2017'): return cocostuff(root, **kwargs)
     if has('JPEGImages'): return pascal(root, **kwargs)
@@ -329,7 +340,8 @@ def _at(self:DatasetReport, f): # `f` as reports print it
 def __repr__(self:DatasetReport):
     groups = {}
     for p in self.problems: groups.setdefault(p.remedy, []).append(p)
-    res = [str(self.data).splitlines()[0], f'{_some(self.masks, "mask")} read, {_some(len(self.problems), "problem")}']
+    res = [str(self.data).splitlines()[0]]
+    res.append(f'{_some(self.masks, "mask")} read, {_some(len(self.problems), "problem")}')
     for remedy, ps in groups.items():
         res += [f'  {self._at(p.file)}: {p.what}' for p in ps[:4]]
         if len(ps)>4: res.append(f'  ... and {len(ps)-4} more')
@@ -339,7 +351,8 @@ def __repr__(self:DatasetReport):
 @patch
 def to_dict(self:DatasetReport)->dict:
     "Plain numbers, lists and strings, ready for `json.dumps`"
-    return dict(name=self.data.name, split=self.data.split, train=len(self.data.train), valid=len(self.data.valid),
+    d = self.data
+    return dict(name=d.name, split=d.split, train=len(d.train), valid=len(d.valid),
         masks=self.masks, ok=self.ok, problems=[{**p._asdict(), 'file':str(p.file)} for p in self.problems],
         notes=self.notes, values={str(k):int(v) for k, v in sorted(self.values.items())})
 
@@ -351,10 +364,9 @@ def _attempt(read, f, absent, broken): # what `read(f)` gives, or the `Problem`
         why = str(e.__cause__ or e).replace(f'{f}: ', '').replace(str(f), f.name)
         return Problem(f, f'cannot be used: {why}', broken)
 
-# %% ../../nbs/data/catalog.ipynb #fdb8f6c0
 def _upright(im): return im.size[::-1] if im.getexif().get(0x112, 1)>=5 else im.size
 
-def _check_image(item, quick, right, labels=None): # -> a `Problem`, or (values, counts, ratio) of the mask, or None
+def _check_image(item, quick, right, labels=None): # a `Problem`, or values, counts, ratio of the mask
     f, m = item
     read = (lambda f: _open(f, _upright)) if quick else (lambda f: open_image(f).size)
     absent = 'is in the list, but there is no such image', 'get it, or take it out of the list'
@@ -366,7 +378,8 @@ def _check_image(item, quick, right, labels=None): # -> a `Problem`, or (values,
     if isinstance(got, Problem): return got
     (w, h), ((mw, mh), vals, n) = size, got
     if abs(w*mh-h*mw) <= max(w, h, mw, mh): return vals, n, mw/w
-    return Problem(m, f'is {mw}x{mh}, its image {w}x{h}: different proportions', 'find the mask of the whole image')
+    what = f'is {mw}x{mh}, its image {w}x{h}: different proportions'
+    return Problem(m, what, 'find the mask of the whole image')
 
 # %% ../../nbs/data/catalog.ipynb #a8226148
 def _judged(res, labels, masks): # labels that fit the values of all masks
@@ -377,7 +390,8 @@ def _judged(res, labels, masks): # labels that fit the values of all masks
         first = next(m for m, vals, *_ in masks if set(vals.tolist()) & {*_WHITE})
         res.problems.append(Problem(first, what, remedy))
         return labels
-    if white := [v for v in _WHITE if fit.table.get(v)==1]: res.notes.append(f'{white[0]} is read as {fit.names[1]!r}')
+    if white := [v for v in _WHITE if fit.table.get(v)==1]:
+        res.notes.append(f'{white[0]} is read as {fit.names[1]!r}')
     return fit
 
 # %% ../../nbs/data/catalog.ipynb #f5935b5a
@@ -391,7 +405,8 @@ def check_dataset(
     **kwargs # passed on to `open_dataset`
 )->DatasetReport:
     "Look at every file of a data set before training"
-    if not isinstance(data, DataSet): data = open_dataset(data, **kwargs, **({'labels':labels} if labels else {}))
+    if not isinstance(data, DataSet):
+        data = open_dataset(data, **kwargs, **({'labels':labels} if labels else {}))
     labels, res, odd = _as_labels(labels) or data.labels, DatasetReport(data), {}
     find = data.mask_of or (lambda f: None)
     items = [(f, find(f) if train_masks else None) for f in data.train] + [(f, find(f)) for f in data.valid]
@@ -419,33 +434,37 @@ def _count(res, odd, labels, m, vals, n, ratio):
         if v not in labels.table: remember(v)
     if all(labels.table.get(v)==labels.ignore for v in vals): remember('void')
 
-# %% ../../nbs/data/catalog.ipynb #79bb430e
 def _unknown(res, odd, labels): # problems with values
     values = sorted(v for v in odd if not isinstance(v, str))
     for v in values[:8]:
         n, *ms = odd[v]
         names = ', '.join(m.name for m in ms)+(', ...' if n>len(ms) else '')
         remedy = labels.hint or f'say what it means, as table={{**labels.table, {v}: labels.ignore}}'
-        res.problems.append(Problem(ms[0], f'unknown value {v}: {_some(res.values[v], "pixel")} in {_some(n, "mask")} '
-                                           f'({names})', remedy))
+        what = f'unknown value {v}: {_some(res.values[v], "pixel")} in {_some(n, "mask")} ({names})'
+        res.problems.append(Problem(ms[0], what, remedy))
     if len(values)>8: res.notes.append(f'{len(values)} values are unknown, the first 8 are listed')
 
+# %% ../../nbs/data/catalog.ipynb #6f61fa34
 def _summary(res, odd, labels):
     data, notes = res.data, res.notes
     _unknown(res, odd, labels)
     for what, files in (('training', data.train), ('validation', data.valid)):
-        res.problems += [Problem(f, f'stands {n} times in the {what} list', 'keep it once, or it counts for several')
-                         for f, n in Counter(files).items() if n>1]
+        res.problems += [Problem(f, f'stands {n} times in the {what} list',
+            'keep it once, or it counts for several') for f, n in Counter(files).items() if n>1]
     if n := len(set(data.train) & set(data.valid)): notes.append(f'{_some(n, "image")} in both lists')
     if not data.mask_of: notes.append('no masks: training works, scores do not')
     for kind, what in (('size', 'of another size than the image'), ('void', 'without a labelled pixel')):
         if kind in odd: notes.append(f'{_some(odd[kind][0], "mask")} {what}, as {res._at(odd[kind][1])}')
-    if not res.masks: return
+    if res.masks: _occurring(res, labels)
+
+def _occurring(res, labels): # notes on the values of all masks
+    notes = res.notes
     if not labels: return notes.append(f'values {sorted(res.values)[:20]}: give labels to check them')
     there = {labels.table.get(v) for v in res.values}
     never = [n for i, n in enumerate(labels.names) if i not in there]
     if never: notes.append(f'{len(never)} of {len(labels)} classes never occur: {", ".join(never[:6])}'
                            f'{", ..." if len(never)>6 else ""}')
-    void = sum(n for v, n in res.values.items() if labels.table.get(v)==labels.ignore)/sum(res.values.values())
+    void = sum(n for v, n in res.values.items() if labels.table.get(v)==labels.ignore)
+    void /= sum(res.values.values())
     if void>.5: notes.append(f'{void:.0%} of the pixels are ignored')
     if len(labels)-len(never)==1: notes.append('only one class occurs, so a score would mean nothing')

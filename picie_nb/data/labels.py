@@ -24,7 +24,6 @@ _SIGHT = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
     [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]])
 
-# %% ../../nbs/data/labels.ipynb #cd83c4e7
 def _looks(rgb): # (..., 3) in 0..255 -> (4, ..., 3): OKLab coordinates for each of the four kinds of sight
     light = (np.asarray(rgb, float)/255)**2.2
     seen = np.einsum('vij,...j->v...i', _SIGHT, light).clip(0, 1)
@@ -43,14 +42,14 @@ def _farthest(n, void):
     light, chroma = looks[0, :, 0], np.hypot(looks[0, :, 1], looks[0, :, 2])
     ok = (.35<light) & (light<.92) & (.03<chroma) & (chroma<.17)
     rgb, looks = rgb[ok], looks[:, ok]
-    def dist(c): return (np.linalg.norm(looks-_looks(c)[:, None], axis=-1)*np.array([[1], [1.5], [1.5], [1.5]])).min(0)
+    weight = np.array([[1], [1.5], [1.5], [1.5]]) # altered sight has fewer colours, and would decide alone
+    def dist(c): return (np.linalg.norm(looks-_looks(c)[:, None], axis=-1)*weight).min(0)
     near, res = dist(void), []
     for _ in range(n):
         c = rgb[near.argmax()] if res else rgb[np.abs(rgb-[70, 130, 200]).sum(1).argmin()]
         res.append(c); near = np.minimum(near, dist(c))
     return np.array(res, np.uint8).reshape(-1, 3)
 
-# %% ../../nbs/data/labels.ipynb #17c86035
 def palette(
     n:int, # number of colours
     void:tuple=(0, 0, 0), # colour that the others stay away from: the one of ignored pixels
@@ -62,7 +61,8 @@ def palette(
 def _whole(o, what):
     try: res = int(o)
     except (TypeError, ValueError, OverflowError): res = None
-    if res is None or not isinstance(o, str) and res!=o: raise ValueError(f'{what}={o!r}: give a whole number')
+    if res is None or not isinstance(o, str) and res!=o:
+        raise ValueError(f'{what}={o!r}: give a whole number')
     return res
 
 def _rgb(colours): # -> (C,3) uint8
@@ -72,8 +72,8 @@ def _rgb(colours): # -> (C,3) uint8
     except ValueError: res = np.asarray('') # rows of different lengths
     if res.dtype.kind=='f' and res.size and res.max()<=1: res = 255*res
     if res.dtype.kind not in 'iuf' or res.size and not (res.min()>=0 and res.max()<=255):
-        raise ValueError('palette: give every class red, green and blue, as numbers in 0..255 or fractions in 0..1, '
-                         'or as #rrggbb')
+        raise ValueError('palette: give every class red, green and blue, as numbers in 0..255 or '
+                         'fractions in 0..1, or as #rrggbb')
     return res.round().astype(np.uint8)
 
 # %% ../../nbs/data/labels.ipynb #9d19c761
@@ -88,7 +88,8 @@ class LabelSet:
         things:list=None, # the classes that are countable objects; None: nobody has said
         hint:str='', # what to do about unknown values, where the right files are known
     ):
-        if isinstance(names, (str, dict, set)): raise TypeError(f'names={names!r}: give a list, or use label_set')
+        if isinstance(names, (str, dict, set)):
+            raise TypeError(f'names={names!r}: give a list, or use label_set')
         self.names, self.ignore, self.hint = [str(o) for o in names], _whole(ignore, 'ignore'), hint
         c, self._coloured, self._said = len(self.names), palette is not None, table is not None
         self.palette = self._colours(c) if palette is None else _rgb(palette)
@@ -105,19 +106,22 @@ class LabelSet:
 @patch
 def _check(self:LabelSet):
     c = len(self.names)
-    if not all(self.names) or not c: raise ValueError('names is empty: a LabelSet needs at least one class, with a name')
+    if not all(self.names) or not c:
+        raise ValueError('names is empty: a LabelSet needs at least one class, with a name')
     twice = sorted({o for o in self.names if self.names.count(o)>1})
     if twice: raise ValueError(f'names holds {twice} more than once: give every class its own name')
-    if self.palette.shape!=(c, 3): raise ValueError(f'palette has shape {self.palette.shape}: {c} names need ({c}, 3)')
-    if 0<=self.ignore<c: raise ValueError(f'ignore={self.ignore} is also a class: use a value outside 0..{c-1}, as 255')
+    if self.palette.shape!=(c, 3):
+        raise ValueError(f'palette has shape {self.palette.shape}: {c} names need ({c}, 3)')
+    if 0<=self.ignore<c:
+        raise ValueError(f'ignore={self.ignore} is also a class: use a value outside 0..{c-1}, as 255')
     bad = sorted(set(self.table.values()) - {*range(c), self.ignore})
-    if bad: raise ValueError(f'table maps to {bad}: its values must be classes 0..{c-1} or ignore={self.ignore}')
+    if bad:
+        raise ValueError(f'table maps to {bad}: its values must be classes 0..{c-1} or ignore={self.ignore}')
     wide = [v for v in (*self.table, self.ignore) if abs(v)>2**20]
     if wide: raise ValueError(f'values {wide} of table or ignore: masks hold smaller numbers, as 255')
     far = [o for o in self.things or [] if not 0<=o<c]
     if far: raise ValueError(f'things holds {far}: list classes as their numbers, 0..{c-1}')
 
-# %% ../../nbs/data/labels.ipynb #0b73df8b
 @patch
 def __repr__(self:LabelSet):
     shown = ', '.join(self.names[:6]) + (', ...' if len(self)>6 else '')
@@ -146,7 +150,8 @@ def map(self:LabelSet,
     "Map the values of a file to classes `0..C-1` and `ignore`; refuse unknown values"
     if not isinstance(mask, torch.Tensor): mask = self._values(mask)
     elif mask.is_floating_point(): raise TypeError(f'mask has type {mask.dtype}: a mask holds whole numbers')
-    lib, lut = (torch, torch.from_numpy(self._lut).to(mask.device)) if isinstance(mask, torch.Tensor) else (np, self._lut)
+    lib, lut = np, self._lut
+    if isinstance(mask, torch.Tensor): lib, lut = torch, torch.from_numpy(lut).to(mask.device)
     idx = mask.long() if lib is torch else mask.astype(np.int64)
     known = (idx>=min(0, *self.table)) & (idx<=max(self.table))
     res = lut[lib.where(known, idx, 0)]
@@ -172,13 +177,14 @@ def _unknown(self:LabelSet, values, where):
     more = f' and {len(values)-8} more' if len(values)>8 else ''
     listed = f'{sorted(self.table)[:8]}{"..." if len(self.table)>8 else ""}'
     remedy = self.hint or f'add them, such as table={{**labels.table, {values[0]}: labels.ignore}}'
-    if self._unsure and values[0] in _WHITE and len(self)==2: remedy = self._white_means(values[0], 'there are')
+    if self._unsure and values[0] in _WHITE and len(self)==2:
+        remedy = self._white_means(values[0], 'there are')
     if len(values)>2 and _smoothed(where): remedy = _SMOOTHED
     return f'the mask holds values {values[:8]}{more}, but the table of {self!r} lists {listed}: {remedy}'
 
 # %% ../../nbs/data/labels.ipynb #464a11ad
-_SMOOTHED = ('they lie along the borders of classes, so the mask was smoothed (anti-aliased), resized or saved as JPEG: '
-             'export it again without')
+_SMOOTHED = ('they lie along the borders of classes, so the mask was smoothed (anti-aliased), resized or '
+             'saved as JPEG: export it again without')
 
 def _smoothed(where): # unknown pixels, (...,H,W) bool: are they thin lines between known ones?
     where = where.cpu().numpy() if isinstance(where, torch.Tensor) else where
@@ -208,7 +214,8 @@ def fitted(self:LabelSet,
 # %% ../../nbs/data/labels.ipynb #3f9375aa
 @patch
 def _with(self:LabelSet, table):
-    return LabelSet(self.names, self.palette if self._coloured else None, self.ignore, table, self.things, self.hint)
+    pal = self.palette if self._coloured else None
+    return LabelSet(self.names, pal, self.ignore, table, self.things, self.hint)
 
 @patch
 def _white_means(self:LabelSet, v, who):
@@ -235,13 +242,29 @@ def colorize(self:LabelSet,
                          'is it a raw mask? Call `labels.map(mask)` first')
     return np.where(void[..., None], 0, self.palette[np.where(void, 0, mask)]).astype(np.uint8)
 
+@patch
+def legend(self:LabelSet,
+    ax=None, # matplotlib axes to draw on; None: a new figure
+    **kwargs # passed on to `matplotlib.axes.Axes.legend`
+): # the axes
+    "Draw a legend of names and colours"
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+    if ax is None: ax = plt.subplots(figsize=(1.8, .25*len(self)+.2))[1]
+    if not ax.has_data(): ax.axis('off')
+    handles = [Patch(color=c/255, label=n) for n, c in zip(self.names, self.palette)]
+    ax.legend(handles=handles, **{**dict(loc='center', frameon=False, fontsize=9), **kwargs})
+    return ax
+
 # %% ../../nbs/data/labels.ipynb #5ae489d3
 def _opaque(im): # without a band of transparency that hides nothing
     if im.mode in ('RGB', 'RGBA') and any(';16' in str(o[3]) for o in getattr(im, 'tile', ())):
-        raise ValueError('its colours have 16 bits, of which 8 would be lost: save one number per pixel, in one band')
+        raise ValueError('its colours have 16 bits, of which 8 would be lost: '
+                         'save one number per pixel, in one band')
     if im.mode not in ('LA', 'PA', 'RGBA'): return im
     if im.getchannel('A').getextrema()[0]<255:
-        raise ValueError('part of the mask is transparent: save it without transparency, with a number for every pixel')
+        raise ValueError('part of the mask is transparent: '
+                         'save it without transparency, with a number for every pixel')
     return im.convert('L' if im.mode=='LA' else 'RGB')
 
 # %% ../../nbs/data/labels.ipynb #f50798a8
@@ -251,7 +274,7 @@ def _of_colour(self:LabelSet): # {colour: a file value of its class}, without co
     void = {(0, 0, 0): value[self.ignore]} if self.ignore in value and not self._unsure else {}
     return {**void, **{o: value.get(c) for c, o in enumerate(pal) if pal.count(o)==1}}
 
-def _pieces(im): # mode P or RGB -> numbers of its n pieces (None for colours), their colours, (n,3), and places, (H,W)
+def _pieces(im): # mode P or RGB -> numbers of its n pieces (None for colours), colours, (n,3), places, (H,W)
     a = np.asarray(im)
     if im.mode=='RGB' and not (a==a[..., :1]).all():
         codes, where = np.unique(a@np.array([65536, 256, 1]), return_inverse=True)
@@ -259,7 +282,8 @@ def _pieces(im): # mode P or RGB -> numbers of its n pieces (None for colours), 
     pal = np.arange(256)[:, None].repeat(3, 1)
     if im.mode=='P':
         pal = np.array((im.getpalette('RGB') or [])+[0]*768)[:768].reshape(256, 3)
-        pal[(black := (pal==0).all(1)) & (black.cumsum()>1)] = -1 # what a palette was filled up with is no colour
+        black = (pal==0).all(1)
+        pal[black & (black.cumsum()>1)] = -1 # what a palette was filled up with is no colour
     a = a if im.mode=='P' else a[..., 0]
     there = np.bincount(a.ravel(), minlength=256)>0
     return there.nonzero()[0].tolist(), pal[there], there.cumsum()[a]-1
@@ -277,7 +301,8 @@ def _decoded(self:LabelSet, im): # PIL image with colours -> whole numbers, (H,W
     by_colour = [of.get(o) if o[0]>=0 else n for o, n in zip(colours, numbers or colours)]
     known = [w for w in [*ways, by_colour] if all(map(self._knows, w))]
     if not known and not ways: raise ValueError(self._strange(colours, of, where))
-    if len({tuple(self.table[v] for v in w) for w in known})>1: raise ValueError(self._two_ways(im.mode, known, colours))
+    if len({tuple(self.table[v] for v in w) for w in known})>1:
+        raise ValueError(self._two_ways(im.mode, known, colours))
     return np.array([*known, *ways][0])[where]
 
 @patch
@@ -286,13 +311,18 @@ def _knows(self:LabelSet, v): return v in self.table and not (self._unsure and v
 # %% ../../nbs/data/labels.ipynb #f1b1a269
 @patch
 def _strange(self:LabelSet, colours, of, where): # why colours cannot be read
-    new, n = [i for i, o in enumerate(colours) if o not in of], np.bincount(where.ravel(), minlength=len(colours))
+    new = [i for i, o in enumerate(colours) if o not in of]
+    n = np.bincount(where.ravel(), minlength=len(colours))
     new.sort(key=lambda i: -n[i])
-    listed = ', '.join(f'{colours[i]} on {n[i]/where.size:.1%}' for i in new[:4])+(', ...' if len(new)>4 else '')
-    remedy = ('is it a photo, or was it smoothed, resized or saved as JPEG? Save one number per pixel' if len(new)>64 else
-              f'give every class its colour, as LabelSet(names, palette={colours[:2]}), or save one number per pixel')
+    listed = ', '.join(f'{colours[i]} on {n[i]/where.size:.1%}' for i in new[:4])
+    if len(new)>4: listed += ', ...'
+    remedy = (f'give every class its colour, as LabelSet(names, palette={colours[:2]}), '
+              'or save one number per pixel')
+    if len(new)>64:
+        remedy = 'is it a photo, or was it smoothed, resized or saved as JPEG? Save one number per pixel'
     if len(new)>2 and _smoothed(np.isin(where, new)): remedy = _SMOOTHED
-    return f'the mask has colours (mode RGB), not numbers, and no class of {self!r} has {listed} of the pixels: {remedy}'
+    return (f'the mask has colours (mode RGB), not numbers, and no class of {self!r} has {listed} '
+            f'of the pixels: {remedy}')
 
 @patch
 def _two_ways(self:LabelSet, mode, ways, colours):
@@ -301,44 +331,31 @@ def _two_ways(self:LabelSet, mode, ways, colours):
     return (f'the mask (mode {mode}) can be read by its numbers or by its colours, and {colours[i]} would be '
             f'{" or ".join(dict.fromkeys(said))}: save one number per pixel, without a palette')
 
-# %% ../../nbs/data/labels.ipynb #f99a5c63
-@patch
-def legend(self:LabelSet,
-    ax=None, # matplotlib axes to draw on; None: a new figure
-    **kwargs # passed on to `matplotlib.axes.Axes.legend`
-): # the axes
-    "Draw a legend of names and colours"
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
-    if ax is None: ax = plt.subplots(figsize=(1.8, .25*len(self)+.2))[1]
-    if not ax.has_data(): ax.axis('off')
-    handles = [Patch(color=c/255, label=n) for n, c in zip(self.names, self.palette)]
-    ax.legend(handles=handles, **{**dict(loc='center', frameon=False, fontsize=9), **kwargs})
-    return ax
-
 # %% ../../nbs/data/labels.ipynb #faf47539
 def _read(f):
     d = json.loads(f.read_text(encoding='utf-8'))
     del d['source']
     return LabelSet(**d)
 
-LABELSETS = {f.name.removesuffix('.json'): _read(f)
-             for f in sorted((files('picie_nb')/'tables').iterdir(), key=lambda f: f.name) if f.name.endswith('.json')}
+_TABLES = sorted((files('picie_nb')/'tables').iterdir(), key=lambda f: f.name)
+LABELSETS = {f.name.removesuffix('.json'): _read(f) for f in _TABLES if f.name.endswith('.json')}
 
-# %% ../../nbs/data/labels.ipynb #3e793646
 TOYSCENES = LABELSETS['toyscenes']
 CAMVID11 = LABELSETS['camvid11']
 
 # %% ../../nbs/data/labels.ipynb #f66e5471
 _FIELDS = dict(name='name title label class class_name category'.split(),
-               value='value id index pixel_value number'.split(), colour='color colour rgb hex color_rgb'.split())
+               value='value id index pixel_value number'.split(),
+               colour='color colour rgb hex color_rgb'.split())
 
 def _field(row, what): # of a dict with anybody's keys
-    res = next((row[k] for k in row if str(k).strip().lower().replace(' ', '_') in _FIELDS[what] and row[k]!=''), None)
+    def known(k): return str(k).strip().lower().replace(' ', '_') in _FIELDS[what]
+    res = next((row[k] for k in row if known(k) and row[k]!=''), None)
     if what!='colour': return res
     if res is None and {*'rgb'}<={*row}: res = [row[k] for k in 'rgb']
     if isinstance(res, str) and res[:1]!='#': res = re.split(r'[,\s]+', res.strip('()[] '))
-    return [json.loads(v) if isinstance(v, str) else v for v in res] if isinstance(res, (list, tuple)) else res
+    if not isinstance(res, (list, tuple)): return res
+    return [json.loads(v) if isinstance(v, str) else v for v in res]
 
 def _rows(o): # dicts with name, value and colour, from a dict or list
     if not isinstance(o, dict): return [r if isinstance(r, dict) else {'name':r} for r in o]
@@ -355,13 +372,17 @@ def _described(o): # arguments of `LabelSet`, from a dict or list
     if isinstance(o, dict) and isinstance(o.get('names'), dict): o = o['names']
     if isinstance(o, dict) and isinstance(o.get('names'), (list, tuple)):
         if more := {*o}-{'names', 'palette', 'ignore', 'table', 'things', 'hint', 'source'}:
-            raise ValueError(f'a label set has no {sorted(more)}: it has names, palette, ignore, table, things, hint')
+            raise ValueError(f'a label set has no {sorted(more)}: '
+                             'it has names, palette, ignore, table, things, hint')
         return {k:v for k, v in o.items() if k!='source'}
     rows = [(_field(r, 'name'), _field(r, 'value'), _field(r, 'colour')) for r in _rows(o)]
     if odd := [n for n, _, _ in rows if isinstance(n, (list, tuple, dict))]:
         raise ValueError(f'{odd[0]!r} is no name of a class')
     void = [v for n, v, _ in rows if n in (None, '', '__ignore__')]
-    rows = [(str(n).strip(), v, c) for n, v, c in rows if n not in (None, '', '__ignore__')]
+    return _of_rows([(str(n).strip(), v, c) for n, v, c in rows if n not in (None, '', '__ignore__')], void)
+
+# %% ../../nbs/data/labels.ipynb #3ad68b92
+def _of_rows(rows, void): # names, values and colours; values without a class
     values, first = [v for _, v, _ in rows], {n:c for n, _, c in reversed(rows)}
     names = list(dict.fromkeys(n for n, _, _ in rows)) if None not in values else [n for n, _, _ in rows]
     for what, given in (('value', values), ('colour', first.values())):
@@ -371,13 +392,15 @@ def _described(o): # arguments of `LabelSet`, from a dict or list
     if values and values[0] is not None:
         pairs = [(v, names.index(n)) for n, v, _ in rows]+[(v, 255) for v in void if v is not None]
         res['table'] = {_whole(v, 'value'):c for v, c in pairs}
-        if len(res['table'])<len(pairs): raise ValueError(f'values {[v for v,_ in pairs]}: one of them means two classes')
+        if len(res['table'])<len(pairs):
+            raise ValueError(f'values {[v for v,_ in pairs]}: one of them means two classes')
     return {**res, 'palette': [first[n] for n in names]} if first and first[names[0]] is not None else res
 
 # %% ../../nbs/data/labels.ipynb #e9906f1c
 def _text(file): # of a text file in the usual encodings
     data = Path(file).read_bytes()
-    marks = {b'\xef\xbb\xbf':'utf-8-sig', b'\xff\xfe\0\0':'utf-32', b'\xff\xfe':'utf-16', b'\xfe\xff':'utf-16'}
+    marks = {b'\xef\xbb\xbf':'utf-8-sig', b'\xff\xfe\0\0':'utf-32',
+             b'\xff\xfe':'utf-16', b'\xfe\xff':'utf-16'}
     for mark, code in marks.items():
         if data.startswith(mark): return data.decode(code)
     if b'\0' in data[:2000]: return data.decode('utf-16-le' if data[1:2]==b'\0' else 'utf-16-be')
@@ -394,12 +417,16 @@ def _line(line): # a name, and a value, a colour or both, in any order -> dict
     cells = [c.strip() for c in re.split('[:;,\t]', line) if c.strip()]
     cells = [o for c in cells for o in (c.split() if re.fullmatch(r'[-\d\s]+', c) else [c])]
     numbers = [int(c) for c in cells if re.fullmatch(r'-?\d+', c)]
-    colour = [c for c in cells if re.fullmatch('#[0-9a-fA-F]{6}', c)] or ([numbers] if len(numbers)==3 else [])
+    colour = [c for c in cells if re.fullmatch('#[0-9a-fA-F]{6}', c)]
+    if not colour and len(numbers)==3: colour = [numbers]
     name = [c for c in cells if c not in colour and not re.fullmatch(r'-?\d+', c)]
     if len(name)!=1 or len(numbers) not in (0, 1, 3):
-        raise ValueError(f'{line!r} is no name with a value or colour: begin the file with headings, as name,value,r,g,b')
+        raise ValueError(f'{line!r} is no name with a value or colour: '
+                         'begin the file with headings, as name,value,r,g,b')
     value = {'value':numbers[0]} if len(numbers)==1 else {}
     return {'name':name[0], **value, **({'colour':colour[0]} if colour else {})}
+
+# %% ../../nbs/data/labels.ipynb #58f7b2ba
 def _read_labels(file):
     lines = [l for l in _lines(file) if not re.match(r'#\s|#$', l)]
     try:
@@ -414,24 +441,26 @@ def _read_labels(file):
             rows = list(map(_line, lines)) if any(re.search('[:;,\t]', l) for l in lines) else lines
             tails = [m[1] for l in lines if (m := re.fullmatch(r'(.*?)[-\d\s]*\s-?\d+', l))]
             if rows is lines and len(lines)>1 and len({*tails})==len(lines):
-                raise ValueError(f'is the number in {lines[0]!r} part of the name? Put a comma between name and value')
+                raise ValueError(f'is the number in {lines[0]!r} part of the name? '
+                                 'Put a comma between name and value')
         return LabelSet(**_described(rows))
     except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{file}: {e}') from e
 
 # %% ../../nbs/data/labels.ipynb #85ab0d7e
 def label_set(
-    name, # a key of `LABELSETS`, upper or lower case; a file; names, separated by commas; a list, a dict or a `LabelSet`
+    name, # a key of `LABELSETS`, upper or lower case; a file; names with commas; a list, dict or `LabelSet`
 )->LabelSet:
     "The label set that `name` stands for"
     if isinstance(name, LabelSet): return name
     if isinstance(name, (set, frozenset)) or not hasattr(name, '__iter__') and not isinstance(name, Path):
-        raise TypeError(f'{name!r} is no label set: give the names of the classes in order, a dict, or a file')
+        raise TypeError(f'{name!r} is no label set: '
+                        'give the names of the classes in order, a dict, or a file')
     if not isinstance(name, (str, Path)): return LabelSet(**_described(name))
     if res := LABELSETS.get(str(name).lower()): return res
     if Path(name).is_file(): return _read_labels(name)
     if isinstance(name, str) and ',' in name: return LabelSet([o.strip() for o in name.split(',')])
-    raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}; for your own give '
-                     'names, separated by commas, or a file of names, values and colours')
+    raise ValueError(f'no label set is called {name!r}; known: {", ".join(sorted(LABELSETS))}; '
+                     'for your own give names, separated by commas, or a file of names, values and colours')
 
 # %% ../../nbs/data/labels.ipynb #f96b2461
 @patch
@@ -440,14 +469,17 @@ def coarsen(self:LabelSet,
 )->LabelSet: # maps file values to the new classes; a group has the colour of its first member
     "Merge classes into groups"
     old = [o for g in groups.values() for o in g]
-    if unknown := [o for o in old if o not in self.names]: raise ValueError(f'{unknown} are not names of {self!r}')
+    if unknown := [o for o in old if o not in self.names]:
+        raise ValueError(f'{unknown} are not names of {self!r}')
     if twice := sorted({o for o in old if old.count(o)>1}): raise ValueError(f'{twice} stand in two groups')
     if empty := [k for k, g in groups.items() if not g]: raise ValueError(f'groups {empty} are empty')
     new = {self.names.index(o):i for i, g in enumerate(groups.values()) for o in g}
     thing = {self.names[i] for i in self.things or []}
-    things = None if self.things is None else [i for i, g in enumerate(groups.values()) if thing.issuperset(g)]
-    return LabelSet(list(groups), palette=[self.palette[self.names.index(g[0])] for g in groups.values()], ignore=self.ignore,
-                    table={k: new.get(v, self.ignore) for k, v in self.table.items()}, things=things, hint=self.hint)
+    things = [i for i, g in enumerate(groups.values()) if thing.issuperset(g)]
+    colours = [self.palette[self.names.index(g[0])] for g in groups.values()]
+    return LabelSet(list(groups), colours, self.ignore,
+                    table={k: new.get(v, self.ignore) for k, v in self.table.items()},
+                    things=None if self.things is None else things, hint=self.hint)
 
 # %% ../../nbs/data/labels.ipynb #293b9315
 @patch
@@ -465,8 +497,7 @@ def from_dict(cls:LabelSet,
     "The label set that `to_dict` described"
     return cls(**d)
 
-# %% ../../nbs/data/labels.ipynb #eddda0c8
 @patch
 def __eq__(self:LabelSet, other): # the hint is advice, not meaning
-    mine, its = ({**o.to_dict(), 'hint':'', 'table':o.table} if isinstance(o, LabelSet) else o for o in (self, other))
-    return mine==its
+    def parts(o): return {**o.to_dict(), 'hint':'', 'table':o.table} if isinstance(o, LabelSet) else o
+    return parts(self)==parts(other)

@@ -57,9 +57,11 @@ class Scene:
         zoom:float=1., # of the camera
     ):
         r, self.S, self.rng = rng.uniform, size, rng
-        self.f, self.cam, self.yh, self.vx = .95*size*zoom, r(1.9, 2.7), size*r(.36, .46), size*r(.38, .62)
+        self.f, self.cam = .95*size*zoom, r(1.9, 2.7)
+        self.yh, self.vx = size*r(.36, .46), size*r(.38, .62)
         self.y, self.x = np.mgrid[:size, :size].astype(np.float32)+.5
-        self.img, self.mask = np.zeros((3, size, size), np.float32), np.zeros((size, size), np.uint8)
+        self.img, self.mask = np.zeros((3, size, size),
+                                       np.float32), np.zeros((size, size), np.uint8)
         self.grain = rng.uniform(-1, 1, (128, 128)).astype(np.float32)
         self.waves = _noise(rng, 128, 128, 34, 20)
         self.sun, self.haze = (-1, 1)[rng.integers(2)], _rgb(.75, .8, .85)
@@ -76,7 +78,7 @@ def paint(self:Scene,
     at:tuple=np.s_[:, :], # region of h x w pixels
     Z=None, # depth in metres, for haze
 ):
-    "Blend `colour` into the image by coverage, and write class `c` where more than half is covered"
+    "Blend `colour` into the image, and write class `c` where more than half is covered"
     if Z is not None: colour = colour+(self.haze-colour)*(1-np.exp(-np.float32(1/90)*Z))
     img = self.img[(slice(None), *at)]
     img += a*(colour-img)
@@ -87,9 +89,12 @@ def _at(tile, v, u): return tile.take((v.astype(np.int32)&127)*128 + (u.astype(n
 
 # %% ../../nbs/data/scenes.ipynb #080d8edc
 SKY, ROAD, GRASS, WATER, BUILDING, TREE, CAR, PERSON = range(8)
-_SKIES = _rgb([(.25, .45, .80), (.72, .84, .95), (.97, .97, .98)], [(.42, .60, .85), (.88, .90, .92), (.96, .96, .97)],
-              [(.55, .60, .68), (.78, .80, .82), (.70, .72, .75)], [(.45, .45, .62), (.98, .78, .58), (.95, .86, .80)])
-_LEAVES = _rgb((.20, .36, .14), (.28, .42, .16), (.22, .40, .20), (.42, .44, .14), (.55, .38, .13), (.50, .24, .12))
+_SKIES = _rgb([(.25, .45, .80), (.72, .84, .95), (.97, .97, .98)],
+              [(.42, .60, .85), (.88, .90, .92), (.96, .96, .97)],
+              [(.55, .60, .68), (.78, .80, .82), (.70, .72, .75)],
+              [(.45, .45, .62), (.98, .78, .58), (.95, .86, .80)])
+_LEAVES = _rgb((.20, .36, .14), (.28, .42, .16), (.22, .40, .20), (.42, .44, .14), (.55, .38, .13),
+               (.50, .24, .12))
 
 @patch
 def sky(self:Scene):
@@ -158,7 +163,8 @@ def road(self:Scene):
     r, w, Z = self.rng, self.roadw, self.Z
     u, lines = np.abs(self.Xr-self.roadx), self.pick(_rgb((.88, .87, .82), (.86, .88, .86), (.9, .72, .25)))
     def stripe(d, col, on=1): self.paint(_unit(.5-d*self.f/Z)*self.below*on, col, ROAD, self.low, Z)
-    n = (.10*_at(self.grain, self.y[self.low]*1.3, self.x[self.low]*1.3) + .08*_at(self.grain, self.lz*60, self.X*14)
+    n = (.10*_at(self.grain, self.y[self.low]*1.3, self.x[self.low]*1.3)
+         + .08*_at(self.grain, self.lz*60, self.X*14)
          + .07*_noise(r, *Z.shape, 6, 6) - .06*np.exp(-((np.abs(u-w/2)-.7)/.25)**2))
     stripe(u-w-.25, _rgb(.62, .60, .57))
     stripe(u-w, self.pick(_ASPHALT)*(1+n))
@@ -211,6 +217,7 @@ def front(self:Scene, x, Z, w, h, style, light=1.):
     a = _unit(.5-_box(u, v, 0, h/2, w/2, h/2)*s)
     self.paint(a, self._facade(u+w/2, v, np.full_like(u, s), w, h, style)*light, BUILDING, at, Z)
 
+# %% ../../nbs/data/scenes.ipynb #5539d874
 @patch
 def building(self:Scene, rng,
     side:int, # 1 right, -1 left
@@ -220,7 +227,8 @@ def building(self:Scene, rng,
 ):
     "A building beside the road"
     r, f = rng.uniform, self.f
-    style = _WALLS[rng.integers(8)]*r(.85, 1.1), _rgb(.22, .28, .36)*r(.7, 1.3), r()<.6, r(2.6, 3.4), r(1.9, 2.8)
+    wall, glass = _WALLS[rng.integers(8)]*r(.85, 1.1), _rgb(.22, .28, .36)*r(.7, 1.3)
+    style = wall, glass, r()<.6, r(2.6, 3.4), r(1.9, 2.8)
     light = .72 if side==self.sun else 1.
     xs = sorted(self.vx+side*f*B/z for z in (Z0, Z1))
     at = _span(self.yh-f*(h-self.cam)/Z0, self.yh+f*self.cam/Z0, self.S), _span(*xs, self.S)
@@ -239,6 +247,16 @@ def shadow(self:Scene, x, Z, w, d=.5):
     self.paint(a*(self.y[at]>self.yh+1), _rgb(.05, .05, .08), None, at)
 
 @patch
+def bush(self:Scene, rng, x, Z, h):
+    "A round bush of height `h`"
+    at, u, v, s = self.local(x, Z, h*1.4, h*1.3)
+    grain, lumps = _at(self.grain, self.y[at]*.8+9, self.x[at]*.8), _at(self.waves, v*14+40, u*14+13)
+    d = np.maximum(_len(u/1.25, v-h*.3)-h*.7+(.5*lumps+.3*grain)*h*.2, -v)
+    light = np.clip(.6+.5*v/h+.3*lumps+.35*grain, .2, 1.7)
+    self.paint(_unit(.5-d*s), _LEAVES[rng.integers(6)]*light, TREE, at, Z)
+
+# %% ../../nbs/data/scenes.ipynb #6674051f
+@patch
 def tree(self:Scene, rng, x, Z, h):
     "A leafy tree, or a conifer, of height `h`"
     r, R = rng.uniform, h*rng.uniform(.26, .34)
@@ -255,15 +273,6 @@ def tree(self:Scene, rng, x, Z, h):
     light = .72+.84*(v-h*.45)/h+.16*self.sun*u/R + .30*lumps+.34*grain
     col = _LEAVES[rng.integers(6)]*r(.9, 1.25)
     self.paint(_unit(.5-d*s), col*np.clip(light, .25, 1.7), TREE, at, Z)
-
-@patch
-def bush(self:Scene, rng, x, Z, h):
-    "A round bush of height `h`"
-    at, u, v, s = self.local(x, Z, h*1.4, h*1.3)
-    grain, lumps = _at(self.grain, self.y[at]*.8+9, self.x[at]*.8), _at(self.waves, v*14+40, u*14+13)
-    d = np.maximum(_len(u/1.25, v-h*.3)-h*.7+(.5*lumps+.3*grain)*h*.2, -v)
-    light = np.clip(.6+.5*v/h+.3*lumps+.35*grain, .2, 1.7)
-    self.paint(_unit(.5-d*s), _LEAVES[rng.integers(6)]*light, TREE, at, Z)
 
 # %% ../../nbs/data/scenes.ipynb #b9546fef
 _CARS = _rgb((.72, .12, .10), (.85, .85, .86), (.15, .16, .18), (.16, .28, .58),
@@ -289,15 +298,18 @@ def _car_rear(rng, u, v, body, glass):
     lamp = (_TAIL, _LAMP)[rng.integers(2)]
     both = lambda cu, cv, hu, hv, r: np.minimum(_box(u, v, -cu, cv, hu, hv, r), _box(u, v, cu, cv, hu, hv, r))
     slope = np.abs(u)-.5-(1.4-v)*.28
-    return [(both(.68, .22, .13, .24, .06), _DARK), (np.maximum(_box(u, v, 0, 1.12, .74, .36, .16), slope-.15), body),
-            (_box(u, v, 0, .62, .88, .36, .14), body), (np.maximum(_box(u, v, 0, 1.16, .62, .22, .08), slope), glass),
+    return [(both(.68, .22, .13, .24, .06), _DARK),
+            (np.maximum(_box(u, v, 0, 1.12, .74, .36, .16), slope-.15), body),
+            (_box(u, v, 0, .62, .88, .36, .14), body),
+            (np.maximum(_box(u, v, 0, 1.16, .62, .22, .08), slope), glass),
             (both(.68, .74, .15, .09, .05), lamp), (_box(u, v, 0, .62, .24, .07), _PLATE),
             (_box(u, v, 0, .36, .84, .07, .03), _DARK*2)]
 
 def _car_side(rng, u, v, body, glass):
     u = u*(-1, 1)[rng.integers(2)]
     cabin = np.abs(u+.15)-.86-(1.34-v)*.6
-    parts = [(np.maximum(_box(u, v, -.15, 1.02, 1.25, .42, .18), cabin-.19), body), (_box(u, v, 0, .62, 2.05, .32, .2), body),
+    parts = [(np.maximum(_box(u, v, -.15, 1.02, 1.25, .42, .18), cabin-.19), body),
+             (_box(u, v, 0, .62, 2.05, .32, .2), body),
              (np.maximum(np.maximum(_box(u, v, -.15, 1.08, 1.1, .24, .06), cabin), .05-np.abs(u+.1)), glass),
              (np.maximum(np.abs(u+.1)-.015, np.abs(v-.65)-.28), body*.55),
              (_box(u, v, 1.98, .72, .08, .08, .03), _LAMP), (_box(u, v, -1.98, .74, .07, .08, .03), _TAIL)]
@@ -311,6 +323,7 @@ _TROUSERS = _rgb((.14, .17, .28), (.12, .12, .13), (.42, .36, .28), (.32, .34, .
 _SKIN = _rgb((.87, .68, .56), (.76, .56, .42), (.50, .34, .24), (.34, .23, .17))
 _HAIR = _rgb((.12, .09, .07), (.35, .22, .12), (.70, .58, .36), (.50, .48, .46))
 
+# %% ../../nbs/data/scenes.ipynb #20bd1156
 @patch
 def person(self:Scene, rng, x, Z):
     "Somebody walking"
@@ -319,16 +332,19 @@ def person(self:Scene, rng, x, Z):
     at, u, v, s = self.local(x, Z, .75, 2.05)
     u, v, s, (stride, swing), turn = u/h, v/h, s*h, r((.06, .05), (.26, .3)), (-1, 1)[rng.integers(2)]
     light = (1+.9*self.sun*u)
-    top, legs, skin, hair = (o[k%len(o)] for o, k in zip((_CLOTHES, _TROUSERS, _SKIN, _HAIR), rng.integers(8, size=4)))
+    kinds = zip((_CLOTHES, _TROUSERS, _SKIN, _HAIR), rng.integers(8, size=4))
+    top, legs, skin, hair = (o[k%len(o)] for o, k in kinds)
     top, legs, skin, hand = top*light, legs*light, skin*light, .21+.7*swing
     parts = []
     for k in (-1, 1):
         parts += [(_capsule(u, v, (k*.09, .86), (k*stride, .08), .085), legs*(.9+.1*k)),
                   (_box(u, v, k*stride+.05*turn, .05, .11, .05, .04), _DARK*1.5),
-                  (_capsule(u, v, (k*.21, 1.36), (k*hand, .86), .06), top*.85), (_len(u-k*hand, v-.84)-.06, skin)]
+                  (_capsule(u, v, (k*.21, 1.36), (k*hand, .86), .06), top*.85),
+                  (_len(u-k*hand, v-.84)-.06, skin)]
     trunk = np.minimum(_box(u, v, 0, 1.16, .21, .30, .1), _box(u, v, 0, .9, .17, .1, .04))
     parts += [(trunk, top), (_box(u, v, 0, 1.5, .05, .06), skin*.85),
-              (_len(u/.9, v-1.63)-.125, skin), (np.maximum(_len(u/.92, v-1.655)-.135, 1.66-v-.35*np.abs(u)), hair)]
+              (_len(u/.9, v-1.63)-.125, skin),
+              (np.maximum(_len(u/.92, v-1.655)-.135, 1.66-v-.35*np.abs(u)), hair)]
     self._parts(parts, at, s, PERSON, Z)
 
 # %% ../../nbs/data/scenes.ipynb #f87d9c96
@@ -345,6 +361,7 @@ def _plan_walls(self:Scene, side):
     self.B = B
     return res
 
+# %% ../../nbs/data/scenes.ipynb #d8466c58
 @patch
 def _plan_things(self:Scene, side, wet):
     r, u, res = self.rng, self.rng.uniform, []
@@ -353,10 +370,12 @@ def _plan_things(self:Scene, side, wet):
         k, Z = (side if u()<.15 else -side), 5+28*u()**1.3
         x = self.edge(k, Z)+u(.9, 2.6 if wet or k==side else 10)
         add(Scene.tree, Z, k*(min(x, self.B-.6) if k==side else x), h=u(3.4, 6.8))
-    for _ in range(r.integers(4)): add(Scene.bush, (Z:=u(5, 20)), -side*(self.edge(-side, Z)+u(.7, 1.6)), h=u(.5, 1.))
+    for _ in range(r.integers(4)):
+        add(Scene.bush, (Z:=u(5, 20)), -side*(self.edge(-side, Z)+u(.7, 1.6)), h=u(.5, 1.))
     for i in range(r.integers(1, 4)):
         Z, along, lane = u(6.5, 11) if i==0 else u(10, 26), u()<.65, (-1, 1)[r.integers(2)]
-        add(Scene.car, Z, self.roadx+self.bend*Z*Z+(lane*self.roadw*.48 if along else u(-1, 1)*1.5), along=along)
+        add(Scene.car, Z, self.roadx+self.bend*Z*Z+(lane*self.roadw*.48 if along else u(-1, 1)*1.5),
+            along=along)
     for i in range(r.integers(2, 6)):
         Z, k = u(3.8, 8) if i<2 else u(6, 16), (-1, 1)[r.integers(2)]
         add(Scene.person, Z, k*(self.edge(k, Z)+u(-.6, 1.3)))
@@ -373,7 +392,8 @@ def street(self:Scene):
     if wet: self.water(-side)
     self.road()
     for things in (self._plan_walls(side), self._plan_things(side, wet)):
-        for Z, key, f, args in sorted(things, key=lambda o: -o[0]): f(self, np.random.default_rng(key), **args)
+        for Z, key, f, args in sorted(things, key=lambda o: -o[0]):
+            f(self, np.random.default_rng(key), **args)
     return self
 
 # %% ../../nbs/data/scenes.ipynb #88750216
@@ -385,15 +405,17 @@ class ToyScenes:
         seed:int=0, # another seed is another world
         lighting:float=1., # strength of exposure, contrast and light gradient; 0 = off
         cast:float=1., # strength of the colour cast; 0 = off
-        scale:float=1., # strength of the zoom, a factor up to `exp(.3*scale)` both ways; 0 = off
+        scale:float=1., # of the zoom, a factor up to `exp(.3*scale)` both ways; 0 = off
         mirror:bool=True, # mirror every second image, on average?
     ):
         if size<16: raise ValueError(f'size={size}: a scene needs at least 16 pixels')
         self.n, self.size, self.seed, self.labels = n, size, seed, TOYSCENES
-        self.lighting, self.cast, self.scale, self.mirror = lighting, cast, scale, mirror
+        self.lighting, self.cast = lighting, cast
+        self.scale, self.mirror = scale, mirror
 
     def __len__(self): return self.n
-    def __repr__(self): return f'ToyScenes(n={self.n}, size={self.size}, seed={self.seed})'
+    def __repr__(self):
+        return f'ToyScenes(n={self.n}, size={self.size}, seed={self.seed})'
 
 # %% ../../nbs/data/scenes.ipynb #aebb7e69
 @patch
@@ -415,7 +437,8 @@ def __getitem__(self:ToyScenes,
     if not 0<=i<self.n: raise IndexError(f'{self!r} has no image {i}')
     rng = np.random.default_rng((self.seed, i, 1))
     zoom, flip, *photo = rng.uniform(-1, 1, 7).tolist()
-    s = Scene(self.size, np.random.default_rng((self.seed, i, 0)), math.exp(.3*self.scale*zoom)).street()
+    s = Scene(self.size, np.random.default_rng((self.seed, i, 0)),
+              math.exp(.3*self.scale*zoom)).street()
     img, mask = self._photo(s, rng, *photo), s.mask
     if self.mirror and flip<0: img, mask = img[:, ::-1], mask[:, ::-1]
     return np.ascontiguousarray(img), np.ascontiguousarray(mask)
@@ -427,7 +450,8 @@ def batch(self:ToyScenes,
 )->tuple: # x (B,3,H,W) float in [0,1], y (B,H,W) int64
     "Images and masks as tensors"
     ims, masks = zip(*(self[int(i)] for i in idxs))
-    return torch.from_numpy(np.stack(ims)).permute(0, 3, 1, 2).float()/255, torch.from_numpy(np.stack(masks)).long()
+    x = torch.from_numpy(np.stack(ims)).permute(0, 3, 1, 2).float()/255
+    return x, torch.from_numpy(np.stack(masks)).long()
 
 # %% ../../nbs/data/scenes.ipynb #319680dd
 @patch
@@ -438,5 +462,6 @@ def save(self:ToyScenes,
     path = Path(path)
     for d in ('images', 'masks'): (path/d).mkdir(parents=True, exist_ok=True)
     for i in range(len(self)):
-        for d, o in zip(('images', 'masks'), self[i]): Image.fromarray(o).save(path/d/f'{i:05}.png', compress_level=1)
+        for d, o in zip(('images', 'masks'), self[i]):
+            Image.fromarray(o).save(path/d/f'{i:05}.png', compress_level=1)
     return path

@@ -35,20 +35,24 @@ def _check(x, n, name, hint):
         raise ValueError(f"{name} holds {bad[:8]}{'...' if len(bad)>8 else ''}, outside 0..{n-1}: {hint}")
 
 # %% ../../nbs/10_metrics.ipynb #f6fc3fb2
-def _confusion(pred, true, K, C, ignore, per_image): # matrices, (B,K,C), and void pixels, (B,); without per_image, B is 1
+def _confusion(pred, true, K, C, ignore,
+               per_image): # matrices, (B,K,C), and void pixels, (B,); without per_image, B is 1
     pred, true = _ints(pred, "pred"), _ints(true, "true")
     if pred.shape!=true.shape:
-        raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: resize the prediction")
+        raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: "
+                         f"resize the prediction")
     true, b = true.to(pred.device), len(pred) if per_image else 1
     void = true==ignore
     pred, true = pred.masked_fill(void, 0), true.masked_fill(void, 0)
     _check(pred, K, "pred", "is n_clusters right?")
     _check(true, C, "true", "map the mask to classes, or set ignore")
-    i = torch.arange(b, device=pred.device).view(-1, *[1]*(pred.ndim-1)) if per_image else 0
+    i = 0
+    if per_image: i = torch.arange(b, device=pred.device).view(-1, *[1]*(pred.ndim-1))
     cell = torch.where(void, b*K*C+i, pred.mul_(C).add_(true).add_(K*C*i))
     mats, n_void = cell.flatten().bincount(minlength=b*K*C+b).split([b*K*C, b])
     return mats.view(b, K, C), n_void
 
+# %% ../../nbs/10_metrics.ipynb #9da12351
 def confusion(
     pred, # clusters, (B,H,W) or any shape; tensor or array of integers
     true, # classes, same shape
@@ -74,37 +78,45 @@ class ConfusionMatrix:
 
     def reset(self):
         "Forget all counts"
-        self.mat, self.ignored = torch.zeros(self.n_clusters, self.n_classes, dtype=torch.int64), 0
+        self.mat = torch.zeros(self.n_clusters, self.n_classes, dtype=torch.int64)
+        self.ignored = 0
         return self
 
     def __repr__(self):
         void = f", {self.ignored} ignored" if self.ignored else ""
-        return f"ConfusionMatrix: {self.n_clusters} clusters x {self.n_classes} classes, {self.mat.sum()} pixels{void}"
+        size = f"{self.n_clusters} clusters x {self.n_classes} classes"
+        return f"ConfusionMatrix: {size}, {self.mat.sum()} pixels{void}"
 
 # %% ../../nbs/10_metrics.ipynb #9d000758
-def _filled(x, true, ignore): # how many void pixels of each mask lie where its image is black to the edge, (B,)
+def _filled(x, true, ignore): # void pixels of each mask where its image is black to the edge, (B,)
     if x is None or x.ndim!=4 or len(x)<2 or true.ndim!=3: return 0
     there, to = (x!=0).any(1), partial(torch.arange, device=x.device)
-    ends = [(o.any(-1)*to(1, o.shape[1]+1)).amax(1, keepdim=True) for o in (there, there.mT)]
-    past = [to(n) >= (e*n/m).round() for e, n, m in zip(ends, true.shape[1:], x.shape[2:])]
+    ends = [(o.any(-1)*to(1, o.shape[1]+1)).amax(1, keepdim=True)
+            for o in (there, there.mT)]
+    past = [to(n) >= (e*n/m).round()
+            for e, n, m in zip(ends, true.shape[1:], x.shape[2:])]
     return ((past[0][:, :, None] | past[1][:, None]) & (true==ignore)).sum((1, 2))
 
+# %% ../../nbs/10_metrics.ipynb #45850c3f
 @patch
 def update(self:ConfusionMatrix,
     pred, # clusters, (B,H,W) or any shape; tensor or array of integers
     true, # classes, same shape
-    images:Tensor=None, # (B,3,h,w); void pixels that a batch was filled up with are not counted as ignored then
+    images:Tensor=None, # (B,3,h,w): void that a batch was filled up with is left out
 )->ConfusionMatrix: # itself
     "Count the pixels of a batch; see `confusion` for what is an error"
-    mats, void = _confusion(pred, true, self.n_clusters, self.n_classes, self.ignore, False)
+    mats, void = _confusion(pred, true, self.n_clusters, self.n_classes, self.ignore,
+                            False)
     self.mat += mats[0].cpu()
-    self.ignored += int(void)-int(torch.as_tensor(_filled(images, true, self.ignore)).sum())
+    filled = torch.as_tensor(_filled(images, true, self.ignore))
+    self.ignored += int(void)-int(filled.sum())
     return self
 
 @patch
 def __add__(self:ConfusionMatrix, other:ConfusionMatrix)->ConfusionMatrix:
     "Counts of both"
-    if self.mat.shape!=other.mat.shape: raise ValueError(f"cannot add {other} to {self}")
+    if self.mat.shape!=other.mat.shape:
+        raise ValueError(f"cannot add {other} to {self}")
     res = ConfusionMatrix(self.n_clusters, self.n_classes, self.ignore)
     res.mat, res.ignored = self.mat+other.mat, self.ignored+other.ignored
     return res
@@ -142,13 +154,13 @@ class Score:
     "Accuracy and mIoU, with the rules they were measured by"
     acc:float # share of right pixels, in [0,1]
     miou:float # mean IoU of the classes counted, in [0,1]
-    iou:Tensor # IoU of each class, (C,); nan where a class is neither in truth nor in prediction
+    iou:Tensor # IoU of each class, (C,); nan if neither in truth nor in prediction
     n_classes:int # number of classes counted
     assignment:Tensor # class of each cluster, (K,); -1 = none
     names:list=None # names of the classes
-    protocol:dict=field(default_factory=dict) # matching and whatever else the reader must know
+    protocol:dict=field(default_factory=dict) # matching and what else one must know
     n_true:int=None # number of classes that occur in the truth; None: not known
-    ignored:float=None # share of all pixels whose true value is ignored, in [0,1]; None: not known
+    ignored:float=None # share of all pixels that are ignored, in [0,1]; None: not known
 
     @property
     def matching(self):
@@ -159,18 +171,22 @@ class Score:
 @patch
 def __repr__(self:Score):
     p = self.protocol
-    rules = f"protocol {p['name']}" if "name" in p else ", ".join(f"{k} {v}" for k, v in p.items())
+    rules = ", ".join(f"{k} {v}" for k, v in p.items())
+    if "name" in p: rules = f"protocol {p['name']}"
     of = f"{self.n_classes} of {len(self.iou)} classes"
-    if self.n_true not in (None, self.n_classes): of += f", of which {self.n_true} occur{'s'*(self.n_true==1)}"
+    if self.n_true not in (None, self.n_classes):
+        of += f", of which {self.n_true} occur{'s'*(self.n_true==1)}"
     if self.ignored: of += f", {self.ignored:.1%} of the pixels ignored"
-    return f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {of} ({len(self.assignment)} clusters, {rules})"
+    return (f"accuracy {self.acc:.1%}, mIoU {self.miou:.1%} over {of} "
+            f"({len(self.assignment)} clusters, {rules})")
 
 @patch
 def to_dict(self:Score)->dict:
     "Plain numbers, strings, lists and None, ready for JSON"
     iou = [None if o!=o else o for o in self.iou.tolist()]
     if self.names: iou = dict(zip(self.names, iou))
-    return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes, n_true=self.n_true, ignored=self.ignored,
+    return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes,
+                n_true=self.n_true, ignored=self.ignored,
                 assignment=self.assignment.tolist(), protocol=dict(self.protocol))
 
 # %% ../../nbs/10_metrics.ipynb #ee01be35
@@ -178,26 +194,31 @@ def _by_class(mat, classes)->Tensor: # (K,C) and class of each cluster -> (C+1,C
     C = mat.shape[1]
     return torch.zeros(C+1, C, dtype=torch.float64).index_add_(0, classes%(C+1), mat.double())
 
-def _named(rows, classes, labels=None, **protocol)->Score: # of rows that are classes already, (C,C) or (C+1,C)
-    tp, C, names = rows.diagonal(), rows.shape[1], None if labels is None else list(getattr(labels, "names", labels))
+def _named(rows, classes, labels=None,
+           **protocol)->Score: # of rows that are classes already, (C,C) or (C+1,C)
+    tp, C = rows.diagonal(), rows.shape[1]
+    names = None if labels is None else list(getattr(labels, "names", labels))
     if names and len(names)!=C: raise ValueError(f"{len(names)} names for {C} classes")
     iou = tp/(rows[:C].sum(1)+rows.sum(0)-tp)
-    return Score((tp.sum()/rows.sum()).item(), iou.nanmean().item(), iou, int(iou.isfinite().sum()), classes, names,
-                 protocol, int((rows.sum(0)>0).sum()))
+    return Score((tp.sum()/rows.sum()).item(), iou.nanmean().item(), iou,
+                 int(iou.isfinite().sum()), classes, names, protocol, int((rows.sum(0)>0).sum()))
 
 # %% ../../nbs/10_metrics.ipynb #49886e71
 def _warn(true, ignored, labels=None): # pixels of each class, (C,); share of ignored ones, or None
     there, names = true.nonzero()[:, 0].tolist(), list(getattr(labels, "names", None) or labels or [])
     void = f", {ignored:.0%} of the pixels {'are' if len(there)==1 else 'is'} ignored" if ignored else ""
-    look = "if a value of the masks was taken for another, say what they mean, as LabelSet(names, table={0: 0, 255: 1})"
+    look = ("if a value of the masks was taken for another, say what they mean, "
+            "as LabelSet(names, table={0: 0, 255: 1})")
     if len(there)==1:
         c = repr(names[there[0]]) if names else there[0]
-        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere would be "
+        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere "
+                      f"would be "
                       f"right: {look}", stacklevel=4)
     elif ignored and ignored>.5:
-        warnings.warn(f"{ignored:.0%} of the pixels are ignored, so the score is about the rest: {look}", stacklevel=4)
+        warnings.warn(f"{ignored:.0%} of the pixels are ignored, so the score is about the rest: {look}",
+                      stacklevel=4)
 
-def _told(s, mat)->Score: # with the share of ignored pixels, if `mat` knows it, and with a warning if it says little
+def _told(s, mat)->Score: # with the share of ignored pixels, if `mat` knows it; warns if it says little
     counts = getattr(mat, "mat", mat)
     if (void := getattr(mat, "ignored", None)) is not None: s.ignored = void/max(1, void+counts.sum().item())
     _warn(torch.as_tensor(counts).flatten(0, -2).sum(0), s.ignored, s.names)
@@ -206,18 +227,21 @@ def _told(s, mat)->Score: # with the share of ignored pixels, if `mat` knows it,
 # %% ../../nbs/10_metrics.ipynb #bb3d4857
 def score(
     mat, # `ConfusionMatrix` or counts, (K,C)
-    matching:str="hungarian", # "hungarian" (one to one, over everything that was counted) or "many_to_one"
+    matching:str="hungarian", # "hungarian" (one to one) or "many_to_one"
     labels=None, # `LabelSet` or list of C names
-    **protocol, # other rules worth knowing, for example split="val", geometry="whole image"
+    **protocol, # other rules worth knowing, for example split="val"
 )->Score:
     "Give clusters their classes, then measure accuracy and mIoU"
     match = dict(hungarian=hungarian, many_to_one=many_to_one)
-    if matching not in match: raise ValueError(f"matching must be 'hungarian' or 'many_to_one', not {matching!r}")
+    if matching not in match:
+        raise ValueError(f"matching must be 'hungarian' or 'many_to_one', not "
+                         f"{matching!r}")
     if isinstance(mat, ConfusionMatrix): protocol = {"ignore": mat.ignore, **protocol}
     counts = _mat(mat)
     if not counts.sum(): raise ValueError("no pixel was counted: are all masks void?")
     classes = match[matching](counts)
-    return _told(_named(_by_class(counts, classes), classes, labels, **{"matching": matching, **protocol}), mat)
+    return _told(_named(_by_class(counts, classes), classes, labels,
+                        **{"matching": matching, **protocol}), mat)
 
 # %% ../../nbs/10_metrics.ipynb #e8cdef92
 class HungarianMetric(Metric):
@@ -226,12 +250,15 @@ class HungarianMetric(Metric):
         n_clusters:int, # K
         labels, # `LabelSet`, list of names, or just the number of classes
         stat:str="acc", # "acc" or "miou"
-        ignore:int=None, # true value that is not counted, default `labels.ignore`, else 255
+        ignore:int=None, # true value left out, default `labels.ignore`, else 255
     ):
-        if stat not in ("acc", "miou"): raise ValueError(f"stat must be 'acc' or 'miou', not {stat!r}")
+        if stat not in ("acc", "miou"):
+            raise ValueError(f"stat must be 'acc' or 'miou', not {stat!r}")
         self.stat, self.labels = stat, labels if hasattr(labels, "__len__") else None
         if ignore is None: ignore = getattr(labels, "ignore", 255)
-        self.cm = ConfusionMatrix(n_clusters, labels if self.labels is None else len(labels), ignore)
+        self.cm = ConfusionMatrix(n_clusters,
+                                  labels if self.labels is None else len(labels),
+                                  ignore)
 
     def reset(self):
         "Forget the last validation"
@@ -251,15 +278,19 @@ def accumulate(self:HungarianMetric,
     pred, y, cm = learn.pred, learn.y.as_subclass(Tensor), self.cm
     if y.ndim>1 and not y.shape[1:].numel(): return # a batch without masks
     if pred.ndim!=4 or pred.shape[1]!=cm.n_clusters:
-        raise ValueError(f"the model returned {tuple(pred.shape)}, not (B,{cm.n_clusters},H,W) scores")
+        raise ValueError(f"the model returned {tuple(pred.shape)}, not "
+                         f"(B,{cm.n_clusters},H,W) scores")
     pred = upsampled_argmax(pred.as_subclass(Tensor), y.shape[-2:])
     mats, void = _confusion(pred, y, cm.n_clusters, cm.n_classes, cm.ignore, True)
     x = getattr(learn, "x", None)
-    void -= _filled(x.as_subclass(Tensor) if isinstance(x, Tensor) else None, y, cm.ignore)
-    counts = learn.to_detach(torch.cat([mats, void[:, None, None].expand(-1, mats.shape[1], 1)], 2)).sum(0).cpu()
+    void -= _filled(x.as_subclass(Tensor) if isinstance(x, Tensor) else None, y,
+                    cm.ignore)
+    void = void[:, None, None].expand(-1, mats.shape[1], 1)
+    counts = learn.to_detach(torch.cat([mats, void], 2)).sum(0).cpu()
     cm.mat += counts[:, :-1]
     cm.ignored += counts[0, -1].item()
 
+# %% ../../nbs/10_metrics.ipynb #67f8724f
 @patch
 def score(self:HungarianMetric, **protocol)->Score:
     "`score` of what was counted so far"
@@ -271,13 +302,14 @@ def value(self:HungarianMetric)->float: # in [0,1]; nan if nothing was counted
     return self._stat(self.stat)
 
 @patch
-def _stat(self:HungarianMetric, stat): return getattr(self.score(), stat) if self.cm.mat.sum() else float("nan")
+def _stat(self:HungarianMetric, stat):
+    return getattr(self.score(), stat) if self.cm.mat.sum() else float("nan")
 
 # %% ../../nbs/10_metrics.ipynb #932b37f1
 def hungarian_metrics(
     n_clusters:int, # K
     labels, # `LabelSet`, list of names, or just the number of classes
-    ignore:int=None, # true value that is not counted, default `labels.ignore`, else 255
+    ignore:int=None, # true value that is left out, default `labels.ignore`, else 255
 )->list: # metrics "accuracy" and "miou"
     "Accuracy and mIoU after Hungarian matching, counted once"
     from fastai.learner import ValueMetric
