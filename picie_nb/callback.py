@@ -316,7 +316,7 @@ class Targets:
     weights:list   # weight of each cluster in the loss, (K,), or None
 
     @property
-    def shape(self): return self.labels[0].shape # where fastai finds the size of the batch
+    def shape(self): return self.labels[0].shape # for fastai: the size of the batch
 
 def _no_masks(
     pred:Tensor, # of a batch, (B,...)
