@@ -84,8 +84,16 @@ def test_equations(site):
 
 def test_docstrings_lead_to_pages(site):
     "The address in the docstring of every module"
-    found = [m for f in (ROOT/"picie_nb").glob("*.py") for m in re.findall(rf"^Docs: {re.escape(HERE)}(\S+?)\"*$", f.read_text(), re.M)]
+    found = [m for f in (ROOT/"picie_nb").rglob("*.py") for m in re.findall(rf"^Docs: {re.escape(HERE)}(\S+?)\"*$", f.read_text(), re.M)]
     assert len(found) > 20 and [m for m in found if not (site/m).is_file()] == []
+
+def test_api(site):
+    "Every public name stands in the list, and no signature names the module in which a notebook ran"
+    page = (site/"api.html").read_text()
+    names = (ROOT/"tests/public_names.txt").read_text().split()
+    assert [n for n in names if n[0].isupper() and not n.isupper() and f">{n}<" not in page] == []
+    assert [f.name for f in site.rglob("*.html") if "__main__" in f.read_text()] == []
+
 
 def test_extras(site):
     "For search engines, language models, social sites, and readers who are lost"
@@ -94,8 +102,8 @@ def test_extras(site):
     assert "callback.llms.md" in (site/"llms.txt").read_text() and (site/"callback.llms.md").exists()
     assert "callback.html" in (site/"sitemap.xml").read_text() and (site/"404.html").exists()
     page = (site/"callback.html").read_text()
-    assert "colab.research.google.com/github/picie-nb/picie_nb/blob/main/nbs/70_callback.ipynb" in page
-    assert "github.com/picie-nb/picie_nb/raw/main/nbs/70_callback.ipynb" in page and "/blob/main/nbs/70_callback.ipynb" in page and "docs.fast.ai" in page
+    assert "colab.research.google.com/github/picie-nb/picie_nb/blob/main/nbs/09_callback.ipynb" in page
+    assert "github.com/picie-nb/picie_nb/raw/main/nbs/09_callback.ipynb" in page and "/blob/main/nbs/09_callback.ipynb" in page and "docs.fast.ai" in page
 
 @pytest.fixture(scope="session")
 def address(site):
