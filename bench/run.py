@@ -291,7 +291,7 @@ def memory():
 
 
 def imports():
-    mods = "transforms losses clustering labels backbone fpn"
+    mods = "transforms losses clustering data.labels backbone fpn"
     code = "import time; t = time.perf_counter(); import torch; u = time.perf_counter(); {}; print(u-t, time.perf_counter()-u)"
     runs = [python(code.format("; ".join(f"import picie_nb.{m}" for m in mods.split()))).split() for _ in range(REPS)]
     put("import_seconds_over_torch", [float(b) for _, b in runs])

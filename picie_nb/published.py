@@ -250,9 +250,10 @@ class MDCLoss(ClusterLoss):
                             cluster_loss(z, labels, c, loss.metric, loss.tau, w))
         return loss.within_loss
 
-# %% ../nbs/published.ipynb #5bbcaf6f
+# %% ../nbs/published.ipynb #36c02088
 @dataclass
-class _Views(PiCIEConfig):
+class PublishedConfig(PiCIEConfig):
+    "`PiCIEConfig` with the choices of the published code and of experiments"
     mdc:bool = False           # the baseline MDC: one view, no loss across views
     parametric:bool = True     # MDC learns a classifier, or has frozen centroids?
     aux_clusters:int = 0       # clusters of a second, finer clustering (+H: 100)
@@ -267,10 +268,7 @@ class _Views(PiCIEConfig):
     fixed_views:bool = False   # draw P and G once for each image and epoch?
     colours_first:bool = False # change colours on the whole image, before the crop?
     plain_crop:bool = False    # train on G(x), though K-means and labels see G(P2 x)?
-
-# %% ../nbs/published.ipynb #567a3203
-@dataclass
-class _Clustering(_Views):
+    # clustering
     spherical:bool = False         # centroids of unit length?
     metric:str = "euclidean"       # by which pixels find their centroid; or "cosine"
     init_images:int = 0            # K-means on so many, then running means; 0: on all
@@ -283,11 +281,7 @@ class _Clustering(_Views):
     engine:str = "auto"            # of K-means: "torch", "faiss" or "auto"
     n_draws:int = 5                # K-means runs at the end; the most typical is kept
     readout:str = "dot"            # scores of pixels against centroids in use
-
-# %% ../nbs/published.ipynb #36c02088
-@dataclass
-class PublishedConfig(_Clustering):
-    "`PiCIEConfig` with the choices of the published code and of experiments"
+    # loss and optimiser
     logits:str = "dot"             # what the loss's softmax sees: "dot" or "cosine"
     tau:float = 1.                 # its temperature
     within:float = 1.              # weight of the terms within each view

@@ -32,7 +32,7 @@ def jupyter_lab(folder):
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/api?token={token}") or server.poll() is not None, "JupyterLab answers")
         assert server.poll() is None, (folder/"lab.log").read_text()[-3000:]
-        yield f"http://127.0.0.1:{port}/lab/tree/82_widgets.ipynb?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/tree/widgets.ipynb?token={token}"
     finally:
         server.terminate()
         try: server.wait(30)
@@ -60,7 +60,7 @@ def notebook(folder):
     nb["cells"].append(dict(cell_type="code", id="hostile", metadata={}, execution_count=None, outputs=[], source=[
         f"segmenter.named({{0: {HOSTILE!r}}}).save(folder/'loaded.safetensors')\n",
         "name_clusters(Segmenter.load(folder/'loaded.safetensors'), files[:4], folder/'hostile.safetensors', n=2)"]))
-    (folder/"82_widgets.ipynb").write_text(json.dumps(nb))
+    (folder/"widgets.ipynb").write_text(json.dumps(nb))
 
 
 def run_all(page):

@@ -53,7 +53,7 @@ def main():
         subprocess.run([*cov, "json", "-q", "-o", f"{d}/c.json"], cwd=ROOT, env=env, check=True)
         full = json.loads(Path(d, "c.json").read_text())
     pick = lambda s: dict(lines=s["num_statements"], lines_run=s["covered_lines"], branches=s["num_branches"], branches_run=s["covered_branches"])
-    res = dict(total=pick(full["totals"]), modules={Path(k).stem: pick(v["summary"]) for k, v in sorted(full["files"].items()) if v["summary"]["num_statements"]})
+    res = dict(total=pick(full["totals"]), modules={str(Path(k).with_suffix("")).removeprefix("picie_nb/").replace("/", "."): pick(v["summary"]) for k, v in sorted(full["files"].items()) if v["summary"]["num_statements"]})
     (ROOT/"bench"/"coverage.json").write_text(json.dumps(res, indent=1)+"\n")
 
 if __name__ == "__main__": run_notebook(sys.argv[1]) if len(sys.argv) > 1 else main()

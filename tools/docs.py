@@ -74,7 +74,10 @@ def signatures(page:str)->str:
     "Names without the module in which the notebook ran; of a dataclass its fields with their comments, opened, in the place of a signature"
     page = re.sub(r'__main__(<span class="op">\.</span>|\.)', "", page)
     def plain(o): return html.unescape(re.sub(r"<[^>]+>", "", o)).strip()
-    def block(m): return "" if re.fullmatch(r"def [A-Z]\w*\(.*\)->None:", plain(m[0].partition("<button")[0]), re.S) else m[0]
+    shown = set(re.findall(r"@dataclass\s+class (\w+)", plain(page))) # others keep their signature
+    def block(m):
+        name = re.fullmatch(r"def (\w+)\(.*\)->None:", plain(m[0].partition("<button")[0]), re.S)
+        return "" if name and name[1] in shown else m[0]
     page = re.sub(r'<div class="sourceCode"[^>]*>(?:(?!</div>).)*</div>(?:<button[^>]*>.*?</button>)?', block, page, flags=re.S)
     def fold(m): return m[0].replace("<details", "<details open", 1) if plain(m[0].partition("</summary>")[2])[:10] == "@dataclass" else m[0]
     return re.sub(r"<details(?! open)[^>]*>(?:(?!</details>).)*</details>", fold, page, flags=re.S)
