@@ -76,8 +76,8 @@ def _check_settings(self:ClusterCallback):
         if getattr(self, k) not in ok:
             raise ValueError(f"{k}={getattr(self, k)!r}: use {' or '.join(map(repr, ok))}")
     if not (self.view_scale > 0 and 0 < self.average <= 1):
-        raise ValueError(f"view_scale={self.view_scale}, average={self.average}: more than 0, average at "
-                         f"most 1")
+        raise ValueError(f"view_scale={self.view_scale}, average={self.average}: "
+                         "more than 0, average at most 1")
     if self.average < 1 and self.labels != "start":
         raise ValueError(f"average={self.average} keeps a part of the start: use labels='start'")
 
@@ -119,8 +119,7 @@ def view(self:ClusterCallback,
 )->Tensor: # (B,3,H,W)
     "$P_1x$ for view 0, $G(P_2x)$ for view 1, recoloured at the size of the view"
     (g, *ps), (h, w) = drawn, self.input_size(x, self.view_scale)
-    # pixels of the view for each pixel of the image
-    zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1)
+    zoom = h/x.shape[-2]/(g.scale.cpu() if i else 1) # pixels of the view per pixel of x
     x = self.geometric.apply(x, g, (h, w)) if i else self.plain(x, self.view_scale)
     return self.photometric.apply(x, replace(ps[i], sigma=zoom*ps[i].sigma))
 
@@ -157,12 +156,12 @@ def _check_images(x:Tensor)->Tensor:
     "A batch as a plain tensor; ValueError if it is not what the callback can work on"
     x = x.as_subclass(Tensor)
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"ClusterCallback needs batches that start with images (B,3,H,W), got "
-                         f"{tuple(x.shape)}: "
-                         "check your DataBlock")
+        raise ValueError("ClusterCallback needs batches that start with images (B,3,H,W), "
+                         f"got {tuple(x.shape)}: check your DataBlock")
     lo, hi = x.aminmax()
     if lo < -.01 or hi > 1.01:
-        raise ValueError("Images must lie in [0,1]: remove Normalize, the network normalises them itself")
+        raise ValueError("Images must lie in [0,1]: remove Normalize, "
+                         "the network normalises them itself")
     return x
 
 @patch
@@ -194,9 +193,7 @@ def stream(self:ClusterCallback,
         n, zs = 0, [None for _ in which]
         if x is not None and not augment: # the size that the readout is made for
             self.read_at = min(self.input_size(x))
-        # not for BatchNorm
-        alone = i and x is not None and len(x) == 1 and model.training
-        if x is not None and not alone:
+        if x is not None and not (i and len(x) == 1 and model.training): # 1: no BatchNorm
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
                          for v in which))
@@ -226,18 +223,13 @@ def kmeans(self:ClusterCallback,
         raise ValueError("Features are not finite: lower the learning rate, or look "
                          "for broken images")
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
-    k = max(self.n_clusters,
-            min(k or self.n_clusters,
-                len(z))) # finer clusters than points: as fine as they are
+    k = max(self.n_clusters, min(k or 0, len(z))) # finer than K: as fine as z allows
     if k > len(z):
-        raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} "
-                         f"pixels to cluster: choose fewer clusters, or give more or "
-                         f"larger images")
+        raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} pixels "
+                         "to cluster: choose fewer clusters, or give more or larger images")
     def fit():
-        return kmeans(z, k, n_iter=self.n_iter,
-                      init=self.init if init is None else init,
-                      spherical=self.spherical,
-                             engine=self.engine, n_init=self.n_init, generator=gen)
+        return kmeans(z, k, self.n_iter, self.init if init is None else init,
+                      self.spherical, self.engine, self.n_init, gen)
     if self.team.size == 1: return fit()
     res = self.team.first(lambda: replace(r := fit(), centroids=r.centroids.cpu(),
                                           counts=r.counts.cpu()))
@@ -343,20 +335,22 @@ def after_pred(self:ClusterCallback):
 # %% ../nbs/09_callback.ipynb #b2228b03
 class ClusterLoss:
     "`PiCIELoss` in the form that `Learner` calls: a prediction, then the targets"
-    # the four terms, default `PiCIELoss(metric="dot")`
-    def __init__(self, loss:PiCIELoss=None):
-        # outside training only; fastai changes it for `with_loss`
-        self.loss, self.reduction = loss or PiCIELoss(metric="dot"), "mean"
-    def head(self, zs, y:Targets):
-        return self.loss(*zs, *y.labels, *y.centroids, *y.weights)
-    def __call__(self, pred, y,
-                 aux=None): # `Targets` of the clustering and, for +H, of a finer one
+    def __init__(self,
+        loss:PiCIELoss=None, # the four terms, default `PiCIELoss(metric="dot")`
+    ):
+        self.loss = loss or PiCIELoss(metric="dot")
+        self.reduction = "mean" # outside training; fastai changes it for `with_loss`
+    def head(self, zs, y): return self.loss(*zs, *y.labels, *y.centroids, *y.weights)
+    def __call__(self,
+        pred, # features of both views, or scores of clusters outside training
+        y, # `Targets`, or masks outside training
+        aux=None, # `Targets` of a finer clustering, for +H
+    ):
         if not isinstance(y, Targets):
             return F.cross_entropy(pred/self.loss.tau, pred.argmax(1),
                                    reduction=self.reduction)
         if aux is None: return self.head(pred, y)
-        # first, so that `loss` remembers the terms of the main head
-        finer = self.head(pred, aux)
+        finer = self.head(pred, aux) # first: `loss` shall remember the terms of y
         w = aux_weights(len(y.centroids[0]), len(aux.centroids[0]))
         return w[0]*self.head(pred, y) + w[1]*finer
     def activation(self, scores): return (scores/self.loss.tau).softmax(1)
@@ -424,18 +418,16 @@ def fit_readout(self:ClusterCallback,
 ):
     "Fresh centroids for use; of several runs the most typical one (`typical`)"
     mus, i = self.fresh(n_draws or self.n_draws), 0
-    if len(mus) > 1:
+    if len(mus) > 1: # one batch of pixels is enough to compare them
         model = unwrap(self.learn.model)
         mode = model.training
-        # one batch of pixels is enough to compare
         _, (z,) = next(self.stream(model.eval(), augment=False))
         model.train(mode)
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
     self.mu_eval = mus[i].contiguous()
     self.team.same([self.mu_eval])
     self.made = self._weights()
-    # what was counted belongs to other centroids
-    for m in getattr(self.learn, "metrics", ()):
+    for m in getattr(self.learn, "metrics", ()): # it counted for other centroids
         if hasattr(m, "cm"): m.reset()
 
 @patch
@@ -458,9 +450,9 @@ def after_batch(self:ClusterCallback):
     if not self.training: return
     self.steps += 1
     if not torch.isfinite(self.learn.loss):
-        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} "
-                         f"of epoch {self.epoch+1}: lower the learning rate, or look "
-                         f"for broken images")
+        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} of "
+                         f"epoch {self.epoch+1}: lower the learning rate, "
+                         "or look for broken images")
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
     for k in self.terms:
         self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
@@ -558,8 +550,7 @@ def check(self:PiCIEConfig):
             raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
     if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
     if min(self.overcluster, self.merge_from) < 1 or self.refine < 0:
-        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, "
-                         f"refine={self.refine}: "
+        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, refine={self.refine}: "
                          "the first two must be at least 1, refine at least 0")
     if not 0 <= self.colour <= 10/3:
         raise ValueError(f"colour={self.colour}: from 0 (no change) to 10/3 (anything)")

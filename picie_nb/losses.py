@@ -77,8 +77,8 @@ class PiCIELoss:
         cross:float=1., # weight of the cross-view part
     ):
         if min(within, cross)<0 or within+cross==0:
-            raise ValueError(f"within={within} and cross={cross} must be >= 0, and one "
-                             f"> 0")
+            raise ValueError(f"within={within} and cross={cross} must be >= 0, "
+                             "and one > 0")
         self.metric, self.tau, self.within, self.cross = metric, tau, within, cross
         self.within_loss = self.cross_loss = None
 

@@ -182,7 +182,7 @@ def _check(x, params, rgb=False):
     if x.ndim != 4: raise ValueError(f'x must have the shape (B, C, H, W), got {tuple(x.shape)}: '
                                      'one image needs x[None], labels (B, H, W) need y[:,None]')
     if rgb and (x.shape[1] != 3 or not x.is_floating_point()):
-        raise ValueError(f'x must hold RGB images as floats in [0,1], '
+        raise ValueError('x must hold RGB images as floats in [0,1], '
                          f'got {x.dtype} of shape {tuple(x.shape)}')
     if len(params) != len(x):
         raise ValueError(f'params are for {len(params)} images but x holds {len(x)}: use sample({len(x)})')

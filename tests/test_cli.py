@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import ROOT
+from forked import command
 from picie_nb.data.folders import ToyScenes
 
 SMALL = ["--no-pretrained", "--clusters", "8", "--epochs", "1", "--size", "32", "--bs", "4", "--draws", "2"]
 
 
-def run(*args):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([str(Path(sys.executable).parent/args[0]), *map(str, args[1:])], capture_output=True, text=True, env=env)
+run = command
 
 
 @pytest.fixture(scope="module")

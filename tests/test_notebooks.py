@@ -1,8 +1,9 @@
 "Every notebook runs from top to bottom, each in a process of its own; and all keep the rules of the house."
-import ast, collections, json, os, re, subprocess, sys
+import ast, collections, json, re, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT, notebooks
+from forked import notebook
 
 NBS = notebooks()
 every = pytest.mark.parametrize("nb", NBS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
@@ -14,8 +15,7 @@ def directives(cell): return {l[2:].strip().partition(":")[0].split()[0] for l i
 
 @every
 def test_runs(nb):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    res = subprocess.run([str(Path(sys.executable).parent/"nbdev-test"), str(nb)], cwd=ROOT, env=env, capture_output=True, text=True)
+    res = notebook(nb, ROOT)
     assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-6000:]
 
 
@@ -171,7 +171,7 @@ def test_new_notebook(tmp_path):
     main("use/distances", "Distances", "How far is far", tmp_path)
     nb = tmp_path/"use/distances.ipynb"
     test_title_stands_alone(nb); test_imports_stand_alone(nb)
-    res = subprocess.run([str(Path(sys.executable).parent/"nbdev-test"), str(nb)], cwd=ROOT, capture_output=True, text=True)
+    res = notebook(nb, ROOT)
     assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-3000:]
     with pytest.raises(SystemExit, match="has that name already"): main("data/distances", "", "", tmp_path)
     with pytest.raises(SystemExit, match="in a wing"): main("43_distances", "", "", tmp_path)

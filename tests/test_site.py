@@ -116,11 +116,39 @@ def address(site):
     yield f"http://127.0.0.1:{server.server_port}/picie_nb/"
     server.shutdown()
 
+def test_pages_are_light(site, pages):
+    "What a visitor downloads for one page, pictures included"
+    def size(name, link):
+        if link.startswith("data:") or "site_libs" in link: return 0 # counted with the page, or once for all
+        return f.stat().st_size if (f := (site/name).parent/unquote(urlparse(link).path)).is_file() else 0
+    weight = {n: (site/n).stat().st_size+sum(size(n, o) for o in set(p.loads)) for n, p in pages.items()}
+    assert {n: w for n, w in weight.items() if w > 900_000} == {}
+    assert sum(weight.values())/len(weight) < 400_000
+
+PALE = r"""() => { // texts whose contrast with what lies behind them is too low (WCAG AA), with their colours
+    const parts = c => { const m = c.match(/[\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+    const light = c => { const f = v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4; return .2126*f(c[0])+.7152*f(c[1])+.0722*f(c[2]); };
+    const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3]+b[i]*(1-a[3]));
+    const behind = e => { const layers = [];
+        for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c[3]) layers.push(c); if (c[3] === 1) break; }
+        return layers.reverse().reduce((b, c) => over(c, b), [255, 255, 255]); };
+    const bad = {}, walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const t = walk.currentNode.data.trim(), e = walk.currentNode.parentElement;
+        if (!t || !e || e.closest('script,style,svg') || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+        const s = getComputedStyle(e), r = e.getBoundingClientRect();
+        if (!r.width || !r.height) continue;
+        const b = behind(e), f = over(parts(s.color), b), [x, y] = [light(f), light(b)], c = (Math.max(x, y)+.05)/(Math.min(x, y)+.05);
+        const px = parseFloat(s.fontSize), large = px >= 24 || px >= 18.66 && s.fontWeight >= 700;
+        if (c < (large ? 3 : 4.5)) bad[`${t.slice(0, 30)}: ${f.map(Math.round)} on ${b.map(Math.round)}, ${c.toFixed(1)}`] = 1;
+    }
+    return Object.keys(bad); }"""
+
 @pytest.mark.parametrize("width", (360, 768, 1440))
 @browser[0]
 @browser[1]
 def test_in_a_browser(site, address, width):
-    "Every page: a title, no error, no failed request, all figures and equations there, nothing wider than the window, at three widths, in light and dark"
+    "Every page: a title, no error, no failed request, all figures and equations there, texts that stand out, nothing wider than the window, at three widths, in light and dark"
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -138,9 +166,10 @@ def test_in_a_browser(site, address, width):
                 images: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0) && i.loading != 'lazy').length,
                 maths: [...document.querySelectorAll('math')].filter(m => m.offsetParent !== null && m.getBoundingClientRect().height < 4).length,
                 back: getComputedStyle(document.body).backgroundColor})""")
+            pale = page.evaluate(PALE)
             dark = sum(map(int, re.findall(r"\d+", seen["back"])[:3])) < 300
-            if wrong or seen["images"] or seen["maths"] or seen["wide"] > 1 or seen["h1"] != 1 or "picie_nb" not in seen["title"] or dark != (width == 768):
-                bad[name] = [seen, *wrong]
+            if wrong or pale or seen["images"] or seen["maths"] or seen["wide"] > 1 or seen["h1"] != 1 or "picie_nb" not in seen["title"] or dark != (width == 768):
+                bad[name] = [seen, *wrong, *pale]
         if width == 1440: # and find something
             page.goto(address+"index.html")
             page.fill("#quarto-search input", "ClusterCallback")

@@ -40,7 +40,7 @@ def _confusion(pred, true, K, C, ignore,
     pred, true = _ints(pred, "pred"), _ints(true, "true")
     if pred.shape!=true.shape:
         raise ValueError(f"pred is {tuple(pred.shape)}, true is {tuple(true.shape)}: "
-                         f"resize the prediction")
+                         "resize the prediction")
     true, b = true.to(pred.device), len(pred) if per_image else 1
     void = true==ignore
     pred, true = pred.masked_fill(void, 0), true.masked_fill(void, 0)
@@ -211,9 +211,8 @@ def _warn(true, ignored, labels=None): # pixels of each class, (C,); share of ig
             "as LabelSet(names, table={0: 0, 255: 1})")
     if len(there)==1:
         c = repr(names[there[0]]) if names else there[0]
-        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, so one cluster everywhere "
-                      f"would be "
-                      f"right: {look}", stacklevel=4)
+        warnings.warn(f"only class {c} of {len(true)} occurs in the masks{void}, "
+                      f"so one cluster everywhere would be right: {look}", stacklevel=4)
     elif ignored and ignored>.5:
         warnings.warn(f"{ignored:.0%} of the pixels are ignored, so the score is about the rest: {look}",
                       stacklevel=4)
@@ -234,8 +233,8 @@ def score(
     "Give clusters their classes, then measure accuracy and mIoU"
     match = dict(hungarian=hungarian, many_to_one=many_to_one)
     if matching not in match:
-        raise ValueError(f"matching must be 'hungarian' or 'many_to_one', not "
-                         f"{matching!r}")
+        raise ValueError("matching must be 'hungarian' or 'many_to_one', "
+                         f"not {matching!r}")
     if isinstance(mat, ConfusionMatrix): protocol = {"ignore": mat.ignore, **protocol}
     counts = _mat(mat)
     if not counts.sum(): raise ValueError("no pixel was counted: are all masks void?")
