@@ -145,6 +145,12 @@ def test_imports_go_down():
     assert [f"{m} imports {o}" for m, o in sorted(pairs) if level[o] >= level[m]] == [] and len(pairs) > 60
 
 
+@pytest.mark.parametrize("folder", ["bench", "tools", "tests"])
+def test_scripts_are_python(folder):
+    "Of the oldest version that is promised"
+    for f in (ROOT/folder).glob("*.py"): compile(f.read_text(encoding="utf-8"), f.name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+
+
 def test_settings_have_one_home():
     "Metadata stands in settings.ini, the version in __init__.py, and nowhere twice"
     text = (ROOT/"pyproject.toml").read_text()
