@@ -106,6 +106,18 @@ def anchors(f:Path, ids:dict)->str:
         return f'<a href="{m[1]}#{name.split(".")[0]}">{text}</a>' if name.split(".")[0] in known else text
     return re.sub(r'<a href="([\w./]*\.html|)#([\w.]+)">(<code>[^<]*</code>)</a>', one, f.read_text(encoding="utf-8"))
 
+def demo(docs:Path):
+    "The page that segments photos in the browser: its folder, or how to build it"
+    sys.path.insert(0, str(ROOT/"tools"))
+    from demo import build
+    if build(docs/"demo"):
+        (docs/"demo/index.html").unlink() # the site has a page of its own around it
+        return
+    page, note = docs/"demo.html", ("<p><strong>This copy of the site was built without npm</strong>, from which the demo gets the program that "
+                                    "runs networks in a browser. Install Node.js, and run <code>make docs</code> again.</p>")
+    text = re.sub(r'<link [^>]*href="demo/demo.css">.*?src="demo/demo.js"></script>', note, page.read_text(encoding="utf-8"), flags=re.S)
+    page.write_text(text, encoding="utf-8")
+
 def spelling():
     "Words that are spelled wrong, in prose, code and comments"
     files = subprocess.run(["git", "ls-files", "*.md", "*.py", "*.ini", "*.yml", "nbs/*.ipynb"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -124,6 +136,7 @@ def main():
     subprocess.run([str(Path(sys.executable).parent/"smalldocs"), "render", "--quiet", "_proc"], check=True)
     shutil.move("_proc/_docs", "_docs")
     finish(Path("_docs"), source)
+    demo(Path("_docs"))
     pages = len(list(Path("_docs").rglob("*.html")))
     print(f"{pages} pages in _docs/; look at them with: python -m http.server -d _docs")
 

@@ -16,18 +16,19 @@ from PIL import Image
 from torch import Tensor, nn
 from fastcore.basics import patch
 from ..data.folders import open_image
-from ..data.labels import LabelSet
+from ..data.labels import LabelSet, palette
 from ..segmenter import Segmentation, Segmenter, _at_most, _header, _replacing, _tensor
 
 # %% ../../nbs/use/deploy.ipynb #257902da
 class _Core(nn.Module):
-    "Images at the network's size to scores of the classes, as ONNX shall see it"
-    def __init__(self, seg):
+    "Images at the network's size to scores of the classes or to features, as ONNX shall see it"
+    def __init__(self, seg, features=False):
         super().__init__()
-        self.net, self.seg = seg.net, seg
+        self.net, self.seg, self.features = seg.net, seg, features
         self.register_buffer("mu", seg.centroids)
 
-    def forward(self, x): return self.seg._run(x)
+    def forward(self, x):
+        return F.normalize(self.net(x), dim=1) if self.features else self.seg._run(x)
 
 class _Whole(nn.Module):
     "Images of one size to clusters and confidence"
@@ -97,7 +98,7 @@ def _after(op, hw, tau:float, pixels:float=4e6):
     op("Identity", enlarge(sure), out="confidence")
 
 # %% ../../nbs/use/deploy.ipynb #bce04274
-def _around(model, size:int, tau:float):
+def _around(model, size:int, tau:float, features:bool):
     "Add to a graph from `resized` to `scores` what leads from `images` to `clusters` and `confidence`"
     from onnx import helper, TensorProto
     g, core = model.graph, list(model.graph.node)
@@ -105,12 +106,24 @@ def _around(model, size:int, tau:float):
     op = _Ops(g)
     hw = _before(op, size)
     g.node.extend(core)
-    _after(op, hw, tau)
-    def value(name, dtype, *shape):
-        return helper.make_tensor_value_info(name, dtype, ["batch", *shape, "height", "width"])
-    g.input.append(value("images", TensorProto.FLOAT, 3))
-    g.output.extend([value("clusters", TensorProto.INT64), value("confidence", TensorProto.FLOAT)])
+    if not features: _after(op, hw, tau)
+    def value(name, *shape, dtype=TensorProto.FLOAT):
+        return helper.make_tensor_value_info(name, dtype, ["batch", *shape])
+    whole = "height", "width"
+    g.input.append(value("images", 3, *whole))
+    if features: outputs = value("features", None, "h", "w"), value("resized", 3, "4h", "4w")
+    else: outputs = value("clusters", *whole, dtype=TensorProto.INT64), value("confidence", *whole)
+    g.output.extend(outputs)
     return model
+
+def _halve(model):
+    "Store large arrays in 16 bits; they are made 32 bits again when the file is loaded"
+    from onnx import helper, numpy_helper
+    for o in model.graph.initializer:
+        a = numpy_helper.to_array(o)
+        if a.dtype != np.float32 or a.size < 256: continue
+        model.graph.node.insert(0, helper.make_node("Cast", [f"{o.name}.half"], [o.name], to=1))
+        o.CopyFrom(numpy_helper.from_array(a.astype(np.float16), f"{o.name}.half"))
 
 # %% ../../nbs/use/deploy.ipynb #811f010b
 @contextmanager
@@ -137,16 +150,28 @@ def _noise(h:int, w:int)->Image.Image:
     patches = np.asarray(Image.fromarray(random(0, 256, (4, 5, 3), np.uint8)).resize((w, h), Image.NEAREST))
     return Image.fromarray(patches//2+random(0, 128, (h, w, 3), np.uint8))
 
-def _agrees(seg, run, sizes, what:str):
+def _off(seg, im, got):
+    "Which pixels differ from what the segmenter gives?"
+    want = seg(im)
+    return (got[0] != want.clusters)|(np.abs(got[1]-want.confidence.astype(np.float32)) > .1)
+
+@torch.no_grad()
+def _features_off(seg, im, got):
+    "Whose features point elsewhere?"
+    x = _tensor(im, seg.size)
+    z = F.normalize(seg.net(x), dim=1)[0].numpy()
+    if got[0].shape != z.shape: return np.ones(1)
+    return np.concatenate([((got[0]*z).sum(0) < .99).ravel(), (np.abs(got[1]-x[0].numpy()) > .005).ravel()])
+
+def _agrees(seg, run, sizes, what:str, differs=_off):
     "Raise unless an exported model, `run`, gives what the segmenter does on noise of these sizes (h, w)"
     name = f"{seg.net.backbone.name} cannot be written as {what}"
     for h, w in sizes:
         im = _noise(h, w)
-        want = seg(im)
-        try: clusters, confidence = run(im)
+        try: got = run(im)
         except Exception as e: raise ValueError(f"{name}: the file fails on an image of {w}x{h} pixels "
                                                 f"({_first_line(e)}). Use another backbone") from e
-        off = (clusters != want.clusters)|(np.abs(confidence-want.confidence.astype(np.float32)) > .1)
+        off = differs(seg, im, got)
         if off.mean() > .05: raise ValueError(f"{name}: on an image of {w}x{h} pixels {off.mean():.0%} "
                                               "of the pixels differ. Use another backbone")
 
@@ -159,14 +184,15 @@ def _exportable(seg, what:str):
     seg.net, seg.centroids, seg.tile = seg.net.cpu(), seg.centroids.cpu(), 0
     return seg
 
-def _record(seg, path):
-    "Write the network alone, from `resized` to `scores`"
+def _record(seg, path, features):
+    "Write the network alone, from `resized` to `scores` or `features`"
     net, p = seg.net.backbone, seg.net.backbone.pad_to
     h, w = (-(-o//4)*4 for o in (3*p+1, 4*p+2)) # sides that the network pads, if it pads any
     sides = {0: "batch", 2: "height", 3: "width"}
-    axes = dict(resized=sides, scores={0: "batch", 2: "h", 3: "w"})
-    names = dict(input_names=["resized"], output_names=["scores"], dynamic_axes=axes)
-    core, example = _Core(seg).eval(), torch.rand(2, 3, h, w)
+    out = "features" if features else "scores"
+    axes = {"resized": sides, out: {0: "batch", 2: "h", 3: "w"}}
+    names = dict(input_names=["resized"], output_names=[out], dynamic_axes=axes)
+    core, example = _Core(seg, features).eval(), torch.rand(2, 3, h, w)
     try: torch.onnx.export(core, (example,), str(path), dynamo=False, opset_version=18, **names)
     except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). "
                                             "Use another backbone") from e
@@ -182,30 +208,49 @@ def _run_onnx(path, im:Image.Image):
 
 def _array(im): return np.asarray(im, np.float32).transpose(2, 0, 1)[None]/255 # (1,3,H,W)
 
+# %% ../../nbs/use/deploy.ipynb #26251a6c
+def _check_onnx(net):
+    try: import onnx, onnxscript, onnxruntime
+    except ImportError as e:
+        raise ImportError(f'to_onnx needs {e.name}: pip install "picie_nb[onnx]"') from None
+    if net.fixed:
+        raise ValueError(f"{net.name} takes images of one size, a file of to_onnx "
+                         "all sizes: use to_torch, or another backbone")
+
+def _complete(seg, tmp, half, features):
+    "The graph of a segmenter"
+    import onnx
+    _record(seg, tmp, features)
+    model = _around(onnx.load(tmp), seg.size, seg.tau, features)
+    if half: _halve(model)
+    return model
+
+def _saved(model, path):
+    import onnx
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
 # %% ../../nbs/use/deploy.ipynb #19fdf1f5
 @patch
 def to_onnx(self:Segmenter,
     path, # file to write, by convention ending in .onnx
+    half:bool=False, # store the weights in 16 bits? Half the size, and nearly the same
+    features:bool=False, # features in the place of clusters: see below
 )->Path:
     "Write ONNX: `images` (B,3,H,W) in [0,1] to `clusters` and `confidence` (B,H,W)"
-    try: import onnx, onnxscript, onnxruntime
-    except ImportError as e:
-        raise ImportError(f'to_onnx needs {e.name}: '
-                          'pip install "picie_nb[onnx]"') from None
+    _check_onnx(self.net.backbone)
     seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
-    if (net := seg.net.backbone).fixed:
-        raise ValueError(f"{net.name} takes images of one size, a file of to_onnx "
-                         "all sizes: use to_torch, or another backbone")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
         warnings.simplefilter("ignore")
-        _record(seg, tmp)
-        model = _around(onnx.load(tmp), n, seg.tau)
-        onnx.checker.check_model(model)
-        model.metadata_props.add(key="picie_nb", value=json.dumps(self.header()))
-        onnx.save(model, tmp)
+        model = _complete(seg, tmp, half, features)
+        about = self.header()
+        if features: about["palette"] = palette(64).tolist()
+        model.metadata_props.add(key="picie_nb", value=json.dumps(about))
+        _saved(model, tmp)
         sizes = (2*n+5, n+n//2), (n-n//4, n-n//8)
-        _agrees(seg, partial(_run_onnx, tmp), sizes, "ONNX")
+        differs = _features_off if features else _off
+        _agrees(seg, partial(_run_onnx, tmp), sizes, "ONNX", differs)
     return path
 
 # %% ../../nbs/use/deploy.ipynb #9abb2e0c
@@ -220,6 +265,9 @@ class OnnxSegmenter:
         if about is None:
             raise ValueError(f"{path} is an ONNX model, "
                              "but not one written by Segmenter.to_onnx")
+        if "clusters" not in [o.name for o in self.session.get_outputs()]:
+            raise ValueError(f"{path} gives features, not clusters: "
+                             "write it by to_onnx without features=True")
         h = _header(path, about)
         names, colors = h["names"], np.array(h["colors"], np.uint8)
         self.info = h["info"]

@@ -1,0 +1,222 @@
+// The page's part of the demo: fills each <div class="picie-demo">, lets a worker do the work, and paints.
+// data-model, if given, is the address of a .onnx file, from the page; without it, model.onnx beside this script.
+
+const SIDE = 1024 // longer photos are made smaller
+const file = name => new URL(name, import.meta.url).href
+const percent = o => o < .005 ? "<1 %" : `${Math.round(100*o)} %`
+
+const MARKUP = `
+<div class="pd-pick">
+  <label class="pd-button"><input type="file" accept="image/*,.onnx" aria-describedby="pd-hint">Choose a photo</label>
+  <span id="pd-hint">or drop one anywhere, or paste it, or take an example:</span>
+  <div class="pd-examples" role="group" aria-label="Examples"></div>
+</div>
+<p class="pd-status" role="status" aria-live="polite"></p>
+<progress hidden aria-label="Progress"></progress>
+<div class="pd-result" hidden>
+  <figure>
+    <div class="pd-stage"><canvas class="pd-photo" role="img"></canvas><canvas class="pd-over" aria-hidden="true"></canvas></div>
+    <figcaption>&nbsp;</figcaption>
+  </figure>
+  <div class="pd-panel">
+    <label class="pd-k">Clusters <input type="range" min="2" max="20" value="6"><output></output></label>
+    <label>Strength of the colours<input class="pd-alpha" type="range" min="0" max="100" value="65"></label>
+    <fieldset><legend>Shown</legend><ul></ul></fieldset>
+    <button type="button" class="pd-button pd-save">Download as PNG</button>
+  </div>
+</div>`
+
+class Demo {
+  constructor(root) {
+    root.innerHTML = MARKUP
+    this.root = root
+    this.hidden = new Set()
+    this.lit = -1
+    this.say = text => { this.$(".pd-status").textContent = text }
+    if (typeof WebAssembly !== "object" || typeof Worker !== "function")
+      return this.fail("This browser cannot run WebAssembly, which the demo needs. Any current Firefox, Chrome, Edge or Safari can.")
+    this.listen()
+    fetch(file("demo.json")).then(r => r.json()).then(o => this.begin(o), () => this.fail("demo.json is missing beside demo.js."))
+  }
+
+  $(o) { return this.root.querySelector(o) }
+
+  fail(text) { this.say(text); this.root.classList.add("pd-failed"); this.$("progress").hidden = true }
+
+  begin({bytes, examples}) {
+    this.bytes = bytes
+    for (const {file: name, alt} of examples) {
+      const button = Object.assign(document.createElement("button"), {type: "button"})
+      button.append(Object.assign(new Image(), {src: file(name), alt}))
+      button.onclick = async () => this.open(await (await fetch(file(name))).blob(), name)
+      this.$(".pd-examples").append(button)
+    }
+    this.say(`The photo stays on your machine. Before the first one, ${Math.round(bytes/1e6)} MB are loaded.`)
+  }
+
+  listen() {
+    const take = files => { if (files?.length) this.open(files[0], files[0].name) }
+    this.$("[type=file]").onchange = e => { take(e.target.files); e.target.value = "" }
+    document.addEventListener("paste", e => take(e.clipboardData?.files))
+    document.addEventListener("dragover", e => { e.preventDefault(); this.root.classList.add("pd-drop") })
+    document.addEventListener("dragleave", () => this.root.classList.remove("pd-drop"))
+    document.addEventListener("drop", e => { e.preventDefault(); this.root.classList.remove("pd-drop"); take(e.dataTransfer?.files) })
+    this.$(".pd-k input").oninput = e => { this.$(".pd-k output").value = e.target.value; this.ask({}) }
+    this.$(".pd-alpha").oninput = () => this.paint()
+    this.$(".pd-save").onclick = () => this.save()
+    const over = this.$(".pd-over")
+    over.onpointermove = over.onpointerdown = e => {
+      const box = over.getBoundingClientRect(), [H, W] = this.map.full
+      const x = Math.floor((e.clientX-box.left)/box.width*W), y = Math.floor((e.clientY-box.top)/box.height*H)
+      this.light(this.map.clusters[Math.min(H-1, Math.max(0, y))*W+Math.min(W-1, Math.max(0, x))])
+    }
+    over.onpointerleave = () => this.light(-1)
+  }
+
+  // a photo, or somebody's own network
+  async open(blob, name) {
+    this.name = name.replace(/\.\w+$/, "")
+    if (/\.onnx$/i.test(name)) return this.load({file: blob}, name)
+    let bitmap
+    try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}) }
+    catch { return this.say(`${name} is not a picture that this browser can read.`) }
+    const {width, height} = bitmap, s = Math.min(1, SIDE/Math.max(width, height))
+    const canvas = new OffscreenCanvas(Math.max(1, Math.round(width*s)), Math.max(1, Math.round(height*s)))
+    const g = canvas.getContext("2d", {willReadFrequently: true})
+    Object.assign(g, {imageSmoothingQuality: "high", fillStyle: "#fff"})
+    g.fillRect(0, 0, canvas.width, canvas.height)
+    g.drawImage(bitmap, 0, 0, canvas.width, canvas.height)
+    this.size = s < 1 ? `, made smaller from ${width} × ${height} to ${canvas.width} × ${canvas.height} pixels` : ""
+    this.ask({photo: g.getImageData(0, 0, canvas.width, canvas.height)})
+  }
+
+  load(what, name) {
+    this.worker ??= this.hire()
+    const model = this.root.dataset.model
+    this.model = name
+    this.busy = true
+    this.worker.postMessage(what ?? {url: model ? new URL(model, document.baseURI).href : file("model.onnx")})
+  }
+
+  hire() {
+    const worker = new Worker(file("worker.js"), {type: "module"})
+    worker.onmessage = ({data}) => this.hear(data)
+    worker.onerror = e => { e.preventDefault(); this.busy = false; this.fail("The demo could not be started: its files are not complete, or this browser is too old.") }
+    return worker
+  }
+
+  // one question at a time; the latest replaces those that wait
+  ask(what) {
+    this.waiting = {...this.waiting, ...what}
+    if (this.busy) return
+    if (!this.ready) return this.load()
+    const job = this.job = this.waiting
+    this.waiting = null
+    if (!job.photo && !this.photo) return
+    this.busy = true
+    this.slow = setTimeout(() => { this.say("Segmenting ..."); this.$("progress").removeAttribute("value"); this.$("progress").hidden = false }, 200)
+    this.worker.postMessage({...job, k: +this.$(".pd-k input").value})
+  }
+
+  hear(data) {
+    if (data.loaded) {
+      Object.assign(this.$("progress"), {hidden: false, max: this.bytes, value: data.loaded})
+      return this.say(`Loading ${Math.round(this.bytes/1e6)} MB, once ...`)
+    }
+    clearTimeout(this.slow)
+    this.$("progress").hidden = true
+    this.busy = false
+    if (data.error) { this.waiting = null; return this.say(`This did not work: ${data.error}`) }
+    if (data.ready) this.equip(data)
+    else this.show(data)
+    if (this.waiting) this.ask({})
+  }
+
+  equip({own, names, colors}) {
+    Object.assign(this, {ready: true, own, names, colors})
+    this.$(".pd-k").hidden = !own
+    if (this.model) this.say(`${this.model}: ${names.length} clusters.`)
+    if (this.photo) this.waiting = {photo: this.photo, ...this.waiting} // again, by another network
+  }
+
+  show({clusters, full, colors, ms, network}) {
+    if (this.job.photo) {
+      this.photo = this.job.photo
+      this.hidden.clear()
+      const canvas = this.$(".pd-photo")
+      Object.assign(canvas, {width: full[1], height: full[0]})
+      canvas.getContext("2d").putImageData(this.photo, 0, 0)
+      Object.assign(this.$(".pd-over"), {width: full[1], height: full[0]})
+    }
+    const counts = new Array(colors.length).fill(0)
+    for (const c of clusters) counts[c]++
+    this.map = {clusters, full, keys: colors, shares: counts.map(o => o/clusters.length)}
+    this.lit = -1
+    this.$(".pd-result").hidden = false
+    this.$(".pd-k output").value = this.$(".pd-k input").value
+    const n = counts.filter(o => o).length, time = `${(ms/1000).toFixed(1)} s`
+    this.$(".pd-photo").setAttribute("aria-label", `The photo with ${n} clusters painted over it`)
+    this.say(`${n} clusters in ${time}${network ? `, of which the network took ${(network/1000).toFixed(1)} s` : ""}${this.job.photo ? this.size : ""}.`)
+    this.list()
+    this.paint()
+  }
+
+  color(c) { return this.colors[this.map.keys[c]] }
+  label(c) { return this.own ? `cluster ${c}` : this.names[c] }
+
+  // a row for each cluster that occurs, largest first
+  list() {
+    const {shares, keys} = this.map, order = [...shares.keys()].filter(c => shares[c]).sort((a, b) => shares[b]-shares[a])
+    this.$("ul").replaceChildren(...order.map(c => {
+      const row = document.createElement("li"), label = document.createElement("label"), box = document.createElement("input")
+      Object.assign(box, {type: "checkbox", checked: !this.hidden.has(keys[c])})
+      box.onchange = () => { this.hidden[box.checked ? "delete" : "add"](keys[c]); this.paint() }
+      box.onfocus = row.onpointerenter = () => this.light(c)
+      box.onblur = row.onpointerleave = () => this.light(-1)
+      const chip = Object.assign(document.createElement("span"), {className: "pd-chip"})
+      chip.style.background = `rgb(${this.color(c)})`
+      label.append(box, chip, `${this.label(c)} `, Object.assign(document.createElement("b"), {textContent: percent(shares[c])}))
+      row.dataset.cluster = c
+      row.append(label)
+      return row
+    }))
+  }
+
+  light(c) {
+    if (c === this.lit) return
+    this.lit = c
+    this.$("figcaption").textContent = c < 0 ? "\u00a0" : `${this.label(c)}, ${percent(this.map.shares[c])}`
+    for (const row of this.root.querySelectorAll("li")) row.classList.toggle("pd-lit", row.dataset.cluster == c)
+    this.paint()
+  }
+
+  // RGBA of the clusters that are shown; alpha(cluster) from 0 to 1
+  image(alpha) {
+    const {clusters, full: [H, W], keys} = this.map, res = new ImageData(W, H), out = new Uint32Array(res.data.buffer)
+    const rgba = keys.map((key, c) => {
+      const [r, g, b] = this.color(c), a = this.hidden.has(key) ? 0 : Math.round(255*alpha(c))
+      return new Uint32Array(Uint8Array.of(r, g, b, a).buffer)[0]
+    })
+    for (let i = 0; i < out.length; i++) out[i] = rgba[clusters[i]]
+    return res
+  }
+
+  paint() {
+    if (!this.map) return
+    const alpha = this.$(".pd-alpha").value/100, lit = this.lit
+    const image = this.image(c => lit < 0 ? alpha : c === lit ? Math.max(.6, alpha) : .15*alpha)
+    this.$(".pd-over").getContext("2d").putImageData(image, 0, 0)
+  }
+
+  // flat colours; what is not shown is transparent
+  async save() {
+    const {full: [H, W]} = this.map, canvas = new OffscreenCanvas(W, H)
+    canvas.getContext("2d").putImageData(this.image(() => 1), 0, 0)
+    const href = URL.createObjectURL(await canvas.convertToBlob())
+    Object.assign(document.createElement("a"), {href, download: `${this.name}-clusters.png`}).click()
+    setTimeout(() => URL.revokeObjectURL(href), 1e4)
+    this.say(`Saved as ${this.name}-clusters.png.`)
+  }
+}
+
+for (const root of document.querySelectorAll(".picie-demo")) root.demo = new Demo(root)
