@@ -371,7 +371,7 @@ def picie_segment(
     size:int=None, # short side in the network, tiled if large; default: the segmenter's
     bs:int=8, # images that enter the network together, if they have one size
     onnx:bool=False, # run MODEL in onnxruntime? An .onnx file always does
-    format:str=None, # write annotations instead, for example coco; see below
+    format:str=None, # write annotations for other tools instead, for example coco or cvat
     masks:bool=False, # of annotations: exact masks instead of polygons?
     min_area:int=0, # of annotations: pixels; smaller pieces join those around them
     tolerance:float=0, # of annotations: pixels by which outlines are simplified

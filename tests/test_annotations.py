@@ -306,11 +306,12 @@ class Halves:
         return Segmentation(c, c, Image.open(f).convert("RGB"), self.labels, f)
 
 def test_names_from_masks(photos, tmp_path):
-    "A cluster takes the name of most of its annotated pixels, none where no class has its share, none where nothing is annotated"
+    "A cluster takes the name of most of its pixels, none where no class has its share, such as a fringe of another's annotation"
     y = np.full((30, 41), 255, np.uint8)
     y[:26, :20], y[:2, :20] = 0, 1 # mostly sky
     y[:, 20:] = np.arange(30)[:, None]%3 # a third each
     y[-4:] = 255
+    y[-4:, :3] = 1 # a fringe of the stripe, the rest of which nobody has annotated
     marks = Annotations(LabelSet(["sky", "road", "tree"]), read_annotations(_png_folder(tmp_path/"m"/"a", y)).items)
     assert names_from_masks(Halves(), tmp_path/"photos"/"a", marks) == ["sky", "", ""]
     assert names_from_masks(Halves(), tmp_path/"photos"/"a", tmp_path/"m"/"a", share=.2)[0::2] == ["sky", ""]
@@ -407,6 +408,55 @@ def test_broken_files(name, text, tmp_path):
     "One sentence that names the file"
     (tmp_path/name).write_text(text)
     with pytest.raises(ValueError, match="x\\."): list(read_annotations(tmp_path/name))
+
+
+def coco_file(tmp_path, size=(4, 3), **ann):
+    d = dict(images=[dict(id=1, file_name="../../up.jpg", width=size[0], height=size[1])], categories=[dict(id=1, name="a")], annotations=[dict(image_id=1, category_id=1, **ann)])
+    (tmp_path/"x.json").write_text(json.dumps(d))
+    return tmp_path/"x.json"
+
+@pytest.mark.parametrize("segmentation", [dict(size=[3, 4], counts=[2**62, 2**62, 12]), dict(size=[3, 4], counts=[-1, 13]), dict(size=[3, 4], counts="ooooo0"), dict(size=[9, 9], counts=[81]),
+                                          [["a", 0, 1, 1, 2, 2]], [[0, 0, 1, 1, float("nan"), 2]], dict(size=[3, 4]), [[0, 0, 1]], 7])
+def test_hostile_shapes(segmentation, tmp_path):
+    "Runs that take memory, sizes that do not fit, corners that are no numbers: one sentence"
+    with pytest.raises(ValueError, match="up.jpg|x.json"): read_annotations(coco_file(tmp_path, segmentation=segmentation))[0]
+
+
+def test_hostile_sizes_and_names(tmp_path):
+    far = read_annotations(coco_file(tmp_path, segmentation=[[-1e300, -1e300, 1e300, -1e300, 1e300, 1e300, -1e300, 1e300]]))
+    assert (far[0] == 0).all() and far.save(tmp_path/"deep"/"m") and (tmp_path/"deep"/"m"/"up.png").exists() and not (tmp_path/"up.png").exists()
+    for size in ((10**6, 10**6), (0, 3), ("4", 3), (-2, -2)):
+        with pytest.raises(ValueError, match="up.jpg"): read_annotations(coco_file(tmp_path, size=size, segmentation=[[0, 0, 1, 1, 0, 1]]))[0]
+    with zipfile.ZipFile(tmp_path/"b.zip", "w", zipfile.ZIP_DEFLATED) as z: z.writestr("../../x.json", b" "*200_000_000)
+    with pytest.raises(ValueError, match="far more"): read_annotations(tmp_path/"b.zip")
+    (tmp_path/"x.json").write_text("["*100_000)
+    with pytest.raises(ValueError, match="x.json"): read_annotations(tmp_path/"x.json")
+    task = dict(data=dict(image="y.jpg"), annotations=[dict(result=[dict(type="brushlabels", original_width=4, original_height=3, value=dict(rle=[255, 255, 255, 255, 0, 0, 0], brushlabels=["a"]))])])
+    (tmp_path/"x.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match="y.jpg"): read_annotations(tmp_path/"x.json")[0]
+
+
+def test_command(photos, tmp_path):
+    "LabelMe's files beside the photos, a COCO file of any name, a zip; a broken photo is told, and costs the exit code only"
+    import torch
+    from picie_nb.backbone import create_backbone
+    from picie_nb.cli import picie_segment
+    from picie_nb.fpn import PiCIENet
+    from picie_nb.segmenter import Segmenter
+    torch.manual_seed(0)
+    for i, f in enumerate(photos.values()): Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)).save(f)
+    model = str(Segmenter(PiCIENet(create_backbone("resnet18", pretrained=False), 16), torch.randn(3, 16), size=32, names={0: "sky, blue"}).save(tmp_path/"m.safetensors"))
+    (tmp_path/"photos"/"broken.jpg").write_bytes(b"")
+    maps = {d: Segmenter.load(model)(f).clusters for d, f in photos.items()}
+    for out, fmt in (("photos", "labelme"), ("my.json", "coco"), ("v.zip", "cvat-mask"), ("deep/er", "cvat"), ("p", "png")):
+        assert picie_segment(model, str(tmp_path/"photos"), out=str(tmp_path/out), format=fmt, quiet=True) == 1
+        to = dict(cvat="deep/er/annotations.xml").get(fmt, out)
+        back = read_annotations(tmp_path/to, fmt, images=tmp_path/"photos", labels=["sky, blue", "cluster 1", "cluster 2"])
+        assert sorted(f.parent.name for f in back.files) == ["a", "b"]
+        for f, y in zip(back.files, back): assert (y == maps[f.parent.name]).all()
+    assert (tmp_path/"photos"/"a"/"street 1.json").exists() and photos["a"].exists()
+    picie_segment(model, *map(str, photos.values()), out=str(tmp_path/"two.json"), format="coco", leave_out="1,cluster 2", quiet=True)
+    assert read_annotations(tmp_path/"two.json").names == ["a/street 1.png", "b/street 1.png"]
 
 
 @pytest.mark.parametrize("kw, says", [(dict(format="voc"), "known: coco"), (dict(format="yolo", masks=True), "polygons only"), (dict(masks=True, tolerance=1), "exact"), (dict(tolerance=-1), "0 or more"),

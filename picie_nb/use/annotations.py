@@ -26,9 +26,9 @@ from ..data.labels import LabelSet, label_set, _lines, _text
 from ..evaluate.metrics import ConfusionMatrix
 from ..segmenter import Segmentation, Segmenter, _replacing
 
-# %% ../../nbs/use/annotations.ipynb #8e86efd3
+# %% ../../nbs/use/annotations.ipynb #ca12669f
 def _straight(edges, crossing):
-    "Row, begin and end of the lines along rows of edges, cut at corners with `crossing`"
+    "Row, begin and end of lines along rows of edges, cut at corners with `crossing`"
     y, x = np.nonzero(edges & crossing[:, :-1])
     return y, x, np.nonzero(edges & crossing[:, 1:])[1]+1
 
@@ -64,12 +64,13 @@ def _rings(pieces):
         while not seen[i]: seen[i], i = 1, after[ring.append(i) or i]
         if ring: yield piece[i], np.stack([begin[ring]%n, begin[ring]//n], 1)
 
-# %% ../../nbs/use/annotations.ipynb #3c3a9971
+# %% ../../nbs/use/annotations.ipynb #bffc3f81
 def _libraries():
     "shapely, pycocotools.mask"
     try: import shapely, pycocotools.mask
     except ImportError:
-        raise ImportError('annotations need shapely and pycocotools: pip install "picie_nb[annotations]"') from None
+        raise ImportError('annotations need shapely and pycocotools: '
+                          'pip install "picie_nb[annotations]"') from None
     return shapely, pycocotools.mask
 
 def _outlines(pieces, tolerance=0):
@@ -178,7 +179,7 @@ def _polygons(pieces, of, tolerance):
     for c, p in zip(of, _outlines(pieces, tolerance)):
         yield _Piece(int(c), p.area, tuple(map(int, p.bounds)), p)
 
-# %% ../../nbs/use/annotations.ipynb #46817f70
+# %% ../../nbs/use/annotations.ipynb #3a93fa6c
 class _Writer:
     "Writes pictures to `out`, a file or folder that will stand at `final`"
     ending, kinds = "", ("polygons", "masks") # of the one file, "" for a folder; what the format knows
@@ -191,20 +192,20 @@ class _Writer:
     def begin(self): pass
     def end(self): pass
 
-    def file(self, name, why="photo"):
+    def file(self, name):
         "Where to write a file of this name, that nothing else has"
-        f = self.out/name
-        if f.exists(): raise ValueError(f"two {why}s would be written to {name}: rename one, or write them to "
-                                        "two folders")
-        if f.suffix == ".png" and (self.final/name).exists() and not _is_drawn(self.final/name):
-            raise ValueError(f"{self.final/name} is there, and not drawn by this library: give another folder")
+        f, there = self.out/name, self.final/name
+        if f.exists():
+            raise ValueError(f"two photos would be written to {name}: rename one, or write them to two folders")
+        if f.suffix == ".png" and there.exists() and not _is_drawn(there):
+            raise ValueError(f"{there} is there, and not drawn by this library: give another folder")
         f.parent.mkdir(parents=True, exist_ok=True)
         return f
 
     def text(self, name, text): self.file(name).write_text(text, encoding="utf-8")
     def json(self, name, obj): self.text(name, json.dumps(obj, ensure_ascii=False))
 
-# %% ../../nbs/use/annotations.ipynb #57bac543
+# %% ../../nbs/use/annotations.ipynb #2d44dd6c
 def _stem(name, ending): return str(PurePosixPath(name).with_suffix(ending))
 
 class _Coco(_Writer):
@@ -219,16 +220,16 @@ class _Coco(_Writer):
 
     def add(self, p):
         (h, w), self.images = p.size, self.images+1
-        image = dict(id=self.images, file_name=p.name, height=h, width=w)
-        self.file.write((', "images": [\n' if self.images == 1 else ",\n")+json.dumps(image, ensure_ascii=False))
+        image = json.dumps(dict(id=self.images, file_name=p.name, height=h, width=w), ensure_ascii=False)
+        self.file.write((', "images": [\n' if self.images == 1 else ",\n")+image)
         for o in p.pieces():
             self.n += 1
             l, t, r, b = o.box
-            ann = dict(id=self.n, image_id=self.images, category_id=o.cluster+1, segmentation=self.shape(o, h, w),
-                       area=o.area, bbox=[l, t, r-l, b-t], iscrowd=0)
+            ann = dict(id=self.n, image_id=self.images, category_id=o.cluster+1, bbox=[l, t, r-l, b-t],
+                       area=o.area, iscrowd=0, segmentation=self.shape(o, h, w))
             self.spool.write((",\n" if self.n > 1 else "")+json.dumps(ann))
 
-# %% ../../nbs/use/annotations.ipynb #f7b9fb70
+# %% ../../nbs/use/annotations.ipynb #dd94238a
 @patch
 def shape(self:_Coco, o, h, w):
     if not self.masks: return [np.ravel(o.ring()).tolist()]
@@ -242,6 +243,7 @@ def end(self:_Coco):
     shutil.copyfileobj(self.spool, self.file)
     self.file.write("]}\n")
 
+# %% ../../nbs/use/annotations.ipynb #1d80868e
 class _Cvat(_Writer):
     "CVAT for images 1.1"
     ending = ".xml"
@@ -251,12 +253,12 @@ class _Cvat(_Writer):
         labels = ET.SubElement(ET.SubElement(meta, "task"), "labels")
         for n, c in zip(self.names, self.colors):
             o = ET.SubElement(labels, "label")
-            for tag, text in (("name", n), ("color", c), ("attributes", "")): ET.SubElement(o, tag).text = text
+            for tag, text in dict(name=n, color=c, attributes="").items(): ET.SubElement(o, tag).text = text
         self.file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
                         f'{ET.tostring(meta, "unicode")}\n')
     def end(self): self.file.write("</annotations>\n")
 
-# %% ../../nbs/use/annotations.ipynb #f01a6d05
+# %% ../../nbs/use/annotations.ipynb #bc81d70b
 @patch
 def add(self:_Cvat, p):
     h, w = p.size
@@ -272,6 +274,7 @@ def add(self:_Cvat, p):
     self.file.write(ET.tostring(im, "unicode")+"\n")
     self.images += 1
 
+# %% ../../nbs/use/annotations.ipynb #a1892300
 class _Yolo(_Writer):
     "One text file for each image, numbers as shares of its size"
     kinds = ("polygons",)
@@ -286,7 +289,7 @@ class _Yolo(_Writer):
                   "".join(f"{self.kept.index(o.cluster)} {line(o)}\n" for o in p.pieces()))
         self.list.write(f"./images/train/{p.name}\n")
 
-# %% ../../nbs/use/annotations.ipynb #abd57dd4
+# %% ../../nbs/use/annotations.ipynb #63cbd897
 class _LabelMe(_Writer):
     "One JSON file for each image, which names the photo as seen from there"
     def add(self, p):
@@ -302,8 +305,10 @@ class _LabelMe(_Writer):
         if not self.masks: return dict(res, shape_type="polygon", points=o.ring())
         (l, t, r, b), png = o.box, io.BytesIO()
         Image.fromarray(o.mask).save(png, "PNG")
-        return dict(res, shape_type="mask", points=[[l, t], [r-1, b-1]], mask=base64.b64encode(png.getvalue()).decode())
+        png = base64.b64encode(png.getvalue()).decode()
+        return dict(res, shape_type="mask", points=[[l, t], [r-1, b-1]], mask=png)
 
+# %% ../../nbs/use/annotations.ipynb #357e2c1f
 class _GeoJson(_Writer):
     "One file for each image; y grows downwards"
     kinds = ("polygons",)
@@ -314,10 +319,10 @@ class _GeoJson(_Writer):
     def feature(self, o):
         rings = [[[int(x), int(y)] for x, y in r.coords] for r in (o.polygon.exterior, *o.polygon.interiors)]
         name, color = self.labels.names[o.cluster], self.labels.palette[o.cluster].tolist()
-        props = dict(objectType="annotation", classification=dict(name=name, color=color), name=name, area=o.area)
+        props = dict(objectType="annotation", classification=dict(name=name, color=color), area=o.area)
         return dict(type="Feature", geometry=dict(type="Polygon", coordinates=rings), properties=props)
 
-# %% ../../nbs/use/annotations.ipynb #ba1749d4
+# %% ../../nbs/use/annotations.ipynb #1028ac97
 def _brush(counts)->list:
     "Lengths of runs of 0, 255, 0, ... as Label Studio's bytes; each pixel stands there four times"
     bits, sizes = [f"{4*sum(counts):032b}", "00111", *(f"{n-1:04b}" for n in (3, 4, 8, 16))], (3, 4, 8, 16)
@@ -331,20 +336,21 @@ def _brush(counts)->list:
     bits += "0"*(-len(bits)%8)
     return list(int(bits, 2).to_bytes(len(bits)//8, "big"))
 
+# %% ../../nbs/use/annotations.ipynb #0341fc3b
 def _unbrush(data)->np.ndarray:
     "The values that these bytes stand for"
-    bits, at = "".join(f"{o:08b}" for o in data), 53
-    n, size, sizes = int(bits[:32], 2), int(bits[32:37], 2)+1, [int(bits[i:i+4], 2)+1 for i in range(37, 53, 4)]
-    res, i = np.zeros(n, np.uint8), 0
+    bits, at, i = "".join(f"{o:08b}" for o in data), 0, 0
     def read(k): nonlocal at; at += k; return int(bits[at-k:at], 2)
+    n, size, sizes = read(32), read(5)+1, [read(4)+1 for _ in range(4)]
+    res = np.zeros(n, np.uint8)
     while i < n:
-        same, length = read(1), 0
+        same = read(1)
         length = 1+read(sizes[read(2)])
         res[i:i+length] = read(size) if same else [read(size) for _ in range(length)]
         i += length
     return res
 
-# %% ../../nbs/use/annotations.ipynb #3f0532c1
+# %% ../../nbs/use/annotations.ipynb #9fcd456d
 class _LabelStudio(_Writer):
     "Tasks with predictions, and the labelling interface that they need"
     def begin(self):
@@ -364,20 +370,22 @@ class _LabelStudio(_Writer):
         self.images += 1
     def end(self): self.list.write("]\n")
 
-    def result(self, o, h, w):
-        self.n += 1
-        value = {self.kind: [self.labels.names[o.cluster]]}
-        if self.masks: value.update(format="rle", rle=_brush(o.counts(h, w)))
-        else: value.update(closed=True, points=[[100*x/w, 100*y/h] for x, y in o.ring()])
-        return dict(id=f"p{self.n}", type=self.kind, from_name="label", to_name="image", image_rotation=0,
-                    original_width=w, original_height=h, value=value)
+# %% ../../nbs/use/annotations.ipynb #8fe409b7
+@patch
+def result(self:_LabelStudio, o, h, w):
+    self.n += 1
+    value = {self.kind: [self.labels.names[o.cluster]]}
+    if self.masks: value.update(format="rle", rle=_brush(o.counts(h, w)))
+    else: value.update(closed=True, points=[[100*x/w, 100*y/h] for x, y in o.ring()])
+    return dict(id=f"p{self.n}", type=self.kind, from_name="label", to_name="image", image_rotation=0,
+                original_width=w, original_height=h, value=value)
 
-# %% ../../nbs/use/annotations.ipynb #fa9afb50
+# %% ../../nbs/use/annotations.ipynb #4a5edb1b
 class _Png(_Writer):
     "Indexed PNGs, and their labels as `label_set` reads them"
     kinds = ("masks",)
     def begin(self):
-        if len(self.labels) > 255: raise ValueError(f"{len(self.labels)} clusters: an indexed PNG has room for 255")
+        if (n := len(self.labels)) > 255: raise ValueError(f"{n} clusters: an indexed PNG has room for 255")
         self.json("labels.json", _with_table(self.labels).to_dict())
     def add(self, p): _save_indexed(p.clusters(), self.labels.palette, self.file(_stem(p.name, ".png")))
 
@@ -390,43 +398,51 @@ def _save_indexed(a, palette, path):
     im.putpalette(palette.ravel().tolist()+[0]*(768-palette.size))
     im.save(path, format="PNG", **_drawing())
 
+# %% ../../nbs/use/annotations.ipynb #c7e5c28a
 class _Voc(_Writer):
     "CVAT's segmentation mask, Pascal VOC with a list of colours"
     kinds = ("masks",)
     def begin(self):
         colors = [tuple(self.labels.palette[c].tolist()) for c in self.kept]
         if len(self.labels) > 255 or len({(0, 0, 0), *colors}) <= len(colors):
-            raise ValueError("cvat-mask tells at most 255 clusters by their colours: give each its own, not black")
-        if bad := [n for n in self.names if ":" in n]: raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
+            raise ValueError("cvat-mask tells up to 255 clusters by their colours: give each its own, not black")
+        if bad := [n for n in self.names if ":" in n]:
+            raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
         rows = [("background", (0, 0, 0)), *zip(self.names, colors)]
         self.text("labelmap.txt", "# label:color_rgb:parts:actions\n"
                   +"".join(f"{n}:{','.join(map(str, c))}::\n" for n, c in rows))
-        self.list = self.stack.enter_context(open(self.file("ImageSets/Segmentation/default.txt"), "w", encoding="utf-8"))
+        file = self.file("ImageSets/Segmentation/default.txt")
+        self.list = self.stack.enter_context(open(file, "w", encoding="utf-8"))
     def add(self, p):
-        _save_indexed(p.clusters(), self.labels.palette, self.file(f"SegmentationClass/{_stem(p.name, '.png')}"))
+        file = self.file(f"SegmentationClass/{_stem(p.name, '.png')}")
+        _save_indexed(p.clusters(), self.labels.palette, file)
         self.list.write(_stem(p.name, "")+"\n")
 
-# %% ../../nbs/use/annotations.ipynb #b41bee5b
+# %% ../../nbs/use/annotations.ipynb #32884833
 _FORMATS = {"coco": _Coco, "yolo": _Yolo, "labelme": _LabelMe, "cvat": _Cvat, "cvat-mask": _Voc,
             "labelstudio": _LabelStudio, "png": _Png, "geojson": _GeoJson}
 
 def _format(name, masks=False, tolerance=0):
+    "The writer of a format, if it can do what is asked for"
     if name not in _FORMATS: raise ValueError(f"no format is called {name!r}; known: {', '.join(_FORMATS)}")
     kinds = _FORMATS[name].kinds
+    if "polygons" in kinds: _libraries() # better before the first image than after
     if masks and "masks" not in kinds: raise ValueError(f"{name} knows polygons only: leave masks out")
-    if tolerance and (masks or "polygons" not in kinds): raise ValueError(f"masks are exact: leave tolerance out")
+    if tolerance and (masks or "polygons" not in kinds):
+        raise ValueError("masks are exact: leave tolerance out")
     if not tolerance >= 0: raise ValueError(f"tolerance={tolerance}: give a number of pixels, 0 or more")
     return _FORMATS[name]
 
-# %% ../../nbs/use/annotations.ipynb #5b2682ca
+# %% ../../nbs/use/annotations.ipynb #eeccf2a4
 @contextmanager
 def _writing(path, ending):
     "A file or folder beside `path` that takes its place when the block succeeds; and what it will be called"
     path = Path(path)
     if ending and path.suffix.lower() != ending: path = path/f"annotations{ending}"
     if not ending and path.suffix in (".json", ".xml", ".geojson", ".txt", ".png", ".yaml"):
-        raise ValueError(f"{path}: this format is a folder of files; give a folder, or a name that ends in .zip")
-    if not ending and path.suffix != ".zip" and path.is_file(): raise ValueError(f"{path} is a file: give a folder")
+        raise ValueError(f"{path}: this format is a folder of files; give a folder, or a name in .zip")
+    if not ending and path.suffix != ".zip" and path.is_file():
+        raise ValueError(f"{path} is a file: give a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending:
         with _replacing(path) as tmp: yield tmp, path
@@ -453,7 +469,7 @@ def _zip(folder, path):
     with _replacing(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
         for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
 
-# %% ../../nbs/use/annotations.ipynb #e6595797
+# %% ../../nbs/use/annotations.ipynb #9cf6ebad
 def _root(results):
     "The folder that the photos of a list have in common; None where they come one by one"
     files = getattr(results, "images", results) # `Segmentations` know them
@@ -464,19 +480,19 @@ def _root(results):
 
 def _named(results, root):
     "(name, photo or None, segmentation), no two of one name"
-    seen = set()
+    seen, root = set(), None if root is None else os.path.abspath(root)
     for i, s in enumerate(results):
         source = Path(os.path.abspath(s.source)) if isinstance(s.source, (str, Path)) else None
         name = f"image {i:05}.png" if source is None else source.name
         if source and root is not None:
-            if not source.is_relative_to(os.path.abspath(root)): raise ValueError(f"{source} does not lie in root={root}")
-            name = source.relative_to(os.path.abspath(root)).as_posix()
+            if not source.is_relative_to(root): raise ValueError(f"{source} does not lie in root={root}")
+            name = source.relative_to(root).as_posix()
         if hash(name) in seen:
-            raise ValueError(f"two photos are called {name}: give root=, the folder that their names shall start from")
+            raise ValueError(f"two photos are called {name}: give root=, the folder that their names start from")
         seen.add(hash(name))
         yield name, source, s
 
-# %% ../../nbs/use/annotations.ipynb #7d474ef5
+# %% ../../nbs/use/annotations.ipynb #68e864ab
 def export_annotations(
     results, # `Segmentation`s: a list, what `Segmenter.stream` gives, any iterable
     path, # file or folder to write, or a .zip for those that are folders
@@ -488,27 +504,26 @@ def export_annotations(
     root=None, # folder from which photos are named; default: what they share
 )->Path: # of what was written
     "Write segmentations for an annotation tool, whole or not at all"
-    kind, root = _format(format, masks, tolerance), _root(results) if root is None else root
-    if "polygons" in kind.kinds: _libraries()
+    kind, writer = _format(format, masks, tolerance), None
+    root = _root(results) if root is None else root
     with _writing(path, kind.ending) as (out, final), ExitStack() as stack:
-        writer = None
         for name, source, s in _named(results, root):
             if writer is None:
                 labels, kept = s.labels, _kept(s.labels, leave_out)
                 writer = kind(out, final, labels, kept, masks)
                 stack.enter_context(writer.stack)
             elif s.labels is not labels and s.labels != labels:
-                raise ValueError(f"{name} has other clusters than the images before it")
+                raise ValueError(f"{name} has other clusters than images before it")
             writer.add(_Picture(name, source, s, kept, masks, min_area, tolerance))
         if writer is None: raise ValueError("there are no segmentations to write")
         writer.end()
-        stack.close()
     return final
 
-# %% ../../nbs/use/annotations.ipynb #57d068c1
+# %% ../../nbs/use/annotations.ipynb #07e44901
 def _kept(labels, leave_out)->list:
     "Numbers of the clusters that are not left out"
-    leave_out, names = [leave_out] if isinstance(leave_out, (str, int)) else list(leave_out), list(labels.names)
+    names = list(labels.names)
+    leave_out = [leave_out] if isinstance(leave_out, (str, int)) else list(leave_out)
     def number(o):
         if str(o) in names: return names.index(str(o))
         if str(o).isdigit() and int(o) < len(names): return int(o)
@@ -517,20 +532,21 @@ def _kept(labels, leave_out)->list:
     if len(out) == len(names): raise ValueError("leave_out names all clusters")
     return [c for c in range(len(names)) if c not in out]
 
-# %% ../../nbs/use/annotations.ipynb #24f587f2
+# %% ../../nbs/use/annotations.ipynb #b6080f99
 def _filled(rings, h, w, even=False):
     "Where, and which pixels there, lie in any of these rings (even: inside the first, outside the others)"
-    _, coco = _libraries()
     rings = [np.asarray(r, float).reshape(-1, 2) for r in rings]
     rings = [np.clip(r, [-w, -h], [2*w, 2*h]) for r in rings if len(r) > 2] # fewer corners have no area
-    if not rings or not all(np.isfinite(r).all() for r in rings): return (slice(0), slice(0)), np.zeros((0, 0), bool)
-    l, t = np.floor(np.concatenate(rings).min(0)).astype(int)
-    r, b = np.ceil(np.concatenate(rings).max(0)).astype(int)
-    if r <= l or b <= t: return (slice(0), slice(0)), np.zeros((0, 0), bool)
-    m = coco.decode(coco.frPyObjects([(o-[l, t]).ravel().tolist() for o in rings], int(b-t), int(r-l))).astype(bool)
-    m = m[..., 0] & ~m[..., 1:].any(-1) if even else m.any(-1)
-    return _pasted(m, l, t, h, w)
+    if not all(np.isfinite(r).all() for r in rings): raise ValueError("a corner of an outline is no number")
+    corners = np.concatenate([np.zeros((0, 2)), *rings])
+    if not len(corners) or not np.ptp(corners, 0).all(): return _pasted(np.zeros((0, 0), bool), 0, 0, h, w)
+    l, t = np.floor(corners.min(0)).astype(int).tolist()
+    r, b = np.ceil(corners.max(0)).astype(int).tolist()
+    coco = _libraries()[1]
+    m = coco.decode(coco.frPyObjects([(o-[l, t]).ravel().tolist() for o in rings], b-t, r-l)) > 0
+    return _pasted(m[..., 0] & ~m[..., 1:].any(-1) if even else m.any(-1), l, t, h, w)
 
+# %% ../../nbs/use/annotations.ipynb #ef272a49
 def _pasted(m, l, t, h, w):
     "Where a mask with this left and top lies in the image, and its part there"
     b, r = t+m.shape[0], l+m.shape[1]
@@ -539,17 +555,16 @@ def _pasted(m, l, t, h, w):
 
 def _runs(counts, h, w):
     "A mask, (h,w), of the lengths of its runs, row by row"
-    m = np.repeat(np.arange(len(counts))%2 == 1, counts)
-    if m.size != h*w: raise ValueError(f"a mask has {m.size} pixels, not {h}x{w}")
-    return m.reshape(h, w)
+    if min(counts) < 0 or sum(counts) != h*w: raise ValueError(f"the runs of a mask do not fill its {h}x{w} pixels")
+    return np.repeat(np.arange(len(counts))%2 == 1, counts).reshape(h, w)
 
-# %% ../../nbs/use/annotations.ipynb #d2a5a7b8
+# %% ../../nbs/use/annotations.ipynb #0e92d10f
 @dataclass
 class _Item:
     "An annotated image"
     name:str # of the photo with its folders
     size:tuple # (height, width), or None where the file does not say
-    shapes:list # (name of its class, function of height and width that gives where and mask), the lowest first
+    shapes:list # the lowest first: (name of its class, function of height and width that gives where and mask)
 
 def _plain(name)->str:
     "A name from a file, as a path that stays in its folder"
@@ -560,16 +575,19 @@ def _whole_mask(f): # of a function that gives a mask of the whole image
     def where(h, w): return _pasted(f(h, w), 0, 0, h, w)
     return where
 
+_WRONG = (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration, ET.ParseError, OSError,
+          RecursionError, OverflowError, Image.DecompressionBombError)
+
 def _parsed(path, read):
-    "`read(path)`, or a sentence that says what is wrong with the file"
-    try: return read(path)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ET.ParseError, OSError, UnicodeError) as e:
-        if isinstance(e, FileNotFoundError): raise
-        raise ValueError(f"{path} cannot be read: {type(e).__name__} {e}. Is it complete, and of this format?") from e
+    "`read()`, or a sentence that says what is wrong with the file"
+    try: return read()
+    except _WRONG as e:
+        why = f"{type(e).__name__} {e}" if isinstance(e, (KeyError, IndexError, StopIteration)) else str(e)
+        raise ValueError(f"{path} cannot be read: {why}. Is it complete, and of this format?") from e
 
 def _json(path): return json.loads(_text(path))
 
-# %% ../../nbs/use/annotations.ipynb #c601110a
+# %% ../../nbs/use/annotations.ipynb #ff57a5ab
 def _read_coco(path, left):
     d = _json(path)
     names = {c["id"]: (c["name"], c.get("color")) for c in sorted(d["categories"], key=lambda c: c["id"])}
@@ -577,8 +595,8 @@ def _read_coco(path, left):
     for a in d["annotations"]:
         s = a.get("segmentation")
         if not s: left["box"] += 1; continue
-        shapes.setdefault(a["image_id"], []).append((names[a["category_id"]][0],
-            partial(_filled, s) if isinstance(s, list) else _whole_mask(partial(_coco_rle, s))))
+        f = partial(_filled, s) if isinstance(s, list) else _whole_mask(partial(_coco_rle, s))
+        shapes.setdefault(a["image_id"], []).append((names[a["category_id"]][0], f))
     return names.values(), [_Item(i["file_name"], (i["height"], i["width"]), shapes.get(i["id"], []))
                             for i in d["images"]]
 
@@ -588,14 +606,17 @@ def _coco_rle(s, h, w):
     if isinstance(s["counts"], list): return _runs(s["counts"], w, h).T
     return coco.decode(s).astype(bool)
 
+# %% ../../nbs/use/annotations.ipynb #f79fce8b
 def _read_cvat(path, left):
     root = ET.parse(path).getroot()
-    names = [(o.findtext("name"), o.findtext("color")) for o in root.iter("label") if o.find("name") is not None]
+    rows = [(o.findtext("name"), o.findtext("color")) for o in root.iter("label")]
     images = root.findall("image")
     if not images: raise ValueError("no images: export it as CVAT for images 1.1")
-    return names, [_Item(i.get("name"), (int(i.get("height")), int(i.get("width"))), _cvat_shapes(i, left)) for i in images]
+    def item(o):
+        return _Item(o.get("name"), (int(o.get("height")), int(o.get("width"))), _cvat_shapes(o, left))
+    return [(n, c) for n, c in rows if n], [item(o) for o in images]
 
-# %% ../../nbs/use/annotations.ipynb #5f8d99f0
+# %% ../../nbs/use/annotations.ipynb #cc4c3bc1
 def _numbers(text): return [float(o) for o in re.split("[,;]", text)]
 
 def _box(l, t, r, b): return partial(_filled, [[(l, t), (r, t), (r, b), (l, b)]])
@@ -614,6 +635,7 @@ def _cvat_shapes(image, left):
         else: left[o.tag] += 1
     return res
 
+# %% ../../nbs/use/annotations.ipynb #d2966ab3
 def _read_yolo(path, left):
     import yaml
     names = yaml.safe_load(_text(next(path.rglob("data.yaml"))))["names"]
@@ -655,7 +677,7 @@ def _labelme_shape(o, left):
         return partial(_pasted, m, *p[0].round().astype(int).tolist())
     left[kind] += 1
 
-# %% ../../nbs/use/annotations.ipynb #bbe4bf16
+# %% ../../nbs/use/annotations.ipynb #99bc248b
 def _read_labelstudio(path, left):
     config = next(iter(sorted(path.glob("*.xml"))), None) if path.is_dir() else None
     names = [(o.get("value"), o.get("background")) for o in ET.parse(config).iter("Label")] if config else []
@@ -664,16 +686,20 @@ def _read_labelstudio(path, left):
         name = next(v for v in t["data"].values() if isinstance(v, str))
         name = re.sub(r"^/data/upload/\d+/([0-9a-f]{8}-)?", "", unquote(name.split("?d=")[-1]))
         done = [a for a in t.get("annotations", []) if not a.get("was_cancelled")]
-        results = [r for r in ((done or t.get("predictions") or [{}])[-1]).get("result", []) if "original_width" in r]
+        last = (done or t.get("predictions") or [{}])[-1]
+        results = [r for r in last.get("result", []) if "original_width" in r]
         shapes = [(n, s) for r in results for n, s in _labelstudio_shape(r, left)]
         names += [(n, None) for n in dict.fromkeys(n for n, _ in shapes) if n not in dict(names)]
         size = (results[0]["original_height"], results[0]["original_width"]) if results else None
         items.append(_Item(re.sub("^[a-z0-9]+://", "", name), size, shapes))
     return names, items
 
+# %% ../../nbs/use/annotations.ipynb #708943ca
 def _labelstudio_shape(r, left):
     v, kind = r["value"], r["type"]
-    if kind not in ("brushlabels", "polygonlabels", "rectanglelabels") or v.get("rotation"): left[kind] += 1; return
+    if kind not in ("brushlabels", "polygonlabels", "rectanglelabels") or v.get("rotation"):
+        left[kind] += 1
+        return
     if kind == "brushlabels": f = _whole_mask(partial(_brushed, v["rle"]))
     elif kind == "polygonlabels": f = partial(_share, np.array(v["points"])/100)
     else:
@@ -681,9 +707,11 @@ def _labelstudio_shape(r, left):
         f = partial(_share, [x, y, x+w, y, x+w, y+h, x, y+h])
     for n in v[kind][:1]: yield n, f
 
-def _brushed(rle, h, w): return _unbrush(rle).reshape(h, w, 4)[..., 3] > 127
+def _brushed(rle, h, w):
+    if int.from_bytes(bytes(rle[:4]), "big") != 4*h*w: raise ValueError(f"a brush mask is not of {h}x{w} pixels")
+    return _unbrush(bytes(rle)).reshape(h, w, 4)[..., 3] > 127
 
-# %% ../../nbs/use/annotations.ipynb #4c5ca741
+# %% ../../nbs/use/annotations.ipynb #50ebd84c
 def _read_geojson(path, left):
     items, names = [], {}
     for f in sorted(path.rglob("*.geojson")):
@@ -692,7 +720,9 @@ def _read_geojson(path, left):
             p, g = o.get("properties") or {}, o["geometry"]
             c = p.get("classification") or {}
             name = c.get("name") or p.get("name")
-            if g["type"] not in ("Polygon", "MultiPolygon") or not name: left[g["type"]] += 1; continue
+            if g["type"] not in ("Polygon", "MultiPolygon") or not name:
+                left[g["type"]] += 1
+                continue
             names[name] = names.get(name) or c.get("color")
             parts = [g["coordinates"]] if g["type"] == "Polygon" else g["coordinates"]
             shapes += [(name, partial(_filled, rings, even=True)) for rings in parts]
@@ -701,6 +731,7 @@ def _read_geojson(path, left):
         items.append(_Item(d.get("image") or f.relative_to(path).as_posix(), size, shapes))
     return sorted(names.items()), items
 
+# %% ../../nbs/use/annotations.ipynb #23e300fd
 def _classes_of(path, labels):
     "LabelSet of a folder of PNGs"
     if labels is not None: return label_set(labels)
@@ -710,7 +741,7 @@ def _classes_of(path, labels):
     rows = _json(path/"legend.json")
     return _with_table(LabelSet([o["name"] for o in rows], [o["color"] for o in rows]))
 
-# %% ../../nbs/use/annotations.ipynb #c60b5def
+# %% ../../nbs/use/annotations.ipynb #9780d939
 def _read_png(path, labels):
     "Labels, and one item for each PNG"
     labels = _classes_of(path, labels)
@@ -718,23 +749,25 @@ def _read_png(path, labels):
                               partial(lambda f: labels.map(_mask_values(f, labels)), f))
     return labels, [item(f) for f in image_files(path, drawn=True) if not f.name.endswith(".overlay.jpg")]
 
+# %% ../../nbs/use/annotations.ipynb #338ef918
 def _read_voc(path, labels):
     rows = [l.split(":") for l in _lines(next(path.rglob("labelmap.txt"))) if l[:1] != "#"]
-    colors = {r[0]: tuple(map(int, r[1].split(","))) for r in rows}
-    own = _labels_of([(n, c) for n, c in colors.items() if n != "background"], None)
-    labels, code = own if labels is None else label_set(labels), lambda c: (c[..., 0]*256+c[..., 1])*256+c[..., 2]
-    of = {int(code(np.array(c))): _index(labels, n, path) if n != "background" else labels.ignore for n, c in colors.items()}
+    colors = {r[0]: [int(o) for o in r[1].split(",")] for r in rows}
+    labels = _labels_of([(n, c) for n, c in colors.items() if n != "background"], labels)
+    of = {tuple(c): labels.ignore if n == "background" else _index(labels, n, path) for n, c in colors.items()}
     def read(f):
-        a = code(np.asarray(_open(f, lambda im: im.convert("RGB")), np.int64))
-        if bad := [o for o in np.unique(a).tolist() if o not in of]:
-            raise ValueError(f"{f} has a colour that labelmap.txt does not know: #{bad[0]:06x}")
-        keys = np.array(sorted(of))
-        return np.array([of[k] for k in keys.tolist()])[np.searchsorted(keys, a)]
+        a = np.asarray(_open(f, lambda im: im.convert("RGB")))
+        found, where = np.unique(a.reshape(-1, 3), axis=0, return_inverse=True)
+        found = [tuple(o) for o in found.tolist()]
+        if bad := [o for o in found if o not in of]:
+            raise ValueError(f"{f} has a colour that labelmap.txt does not know: {bad[0]}")
+        return np.array([of[o] for o in found])[where].reshape(a.shape[:2])
     folder = next(path.rglob("SegmentationClass"))
-    return labels, [_Item(f.relative_to(folder).as_posix(), _open(f, lambda im: im.size[::-1]), partial(read, f))
-                    for f in image_files(folder, drawn=True)]
+    def item(f):
+        return _Item(f.relative_to(folder).as_posix(), _open(f, lambda im: im.size[::-1]), partial(read, f))
+    return labels, [item(f) for f in image_files(folder, drawn=True)]
 
-# %% ../../nbs/use/annotations.ipynb #ef7df4f5
+# %% ../../nbs/use/annotations.ipynb #ae024255
 _READERS = dict(coco=_read_coco, cvat=_read_cvat, yolo=_read_yolo, labelme=_read_labelme,
                 labelstudio=_read_labelstudio, geojson=_read_geojson)
 
@@ -751,14 +784,16 @@ def _index(labels, name, path):
         raise ValueError(f"{path} has the class {name!r}, which labels do not: {', '.join(labels.names)}")
     return labels.names.index(str(name))
 
+# %% ../../nbs/use/annotations.ipynb #67936f5d
 def _guess(path)->str:
     "The format of a file or folder"
     there = lambda pattern: next(path.rglob(pattern), None) is not None
     if path.suffix.lower() == ".xml": return "cvat"
     if path.is_file(): return "labelstudio" if _text(path).lstrip()[:1] == "[" else "coco"
-    found = dict(yolo="data.yaml", labelstudio="tasks.json", geojson="*.geojson", png="*.png", labelme="*.json")
-    if there("labelmap.txt"): return "cvat-mask"
-    if len(list(path.glob("annotations.*"))) == 1: return _guess(next(path.glob("annotations.*")))
+    found = {"cvat-mask": "labelmap.txt", "yolo": "data.yaml", "labelstudio": "tasks.json", "cvat": "*.xml",
+             "geojson": "*.geojson", "png": "labels.json", "labelme": "*.json"}
+    if there("legend.json"): return "png"
+    if (path/"annotations.json").is_file(): return "coco"
     for name, pattern in found.items():
         if there(pattern): return name
     raise ValueError(f"{path}: in which format is it? Give format, one of {', '.join(_FORMATS)}")
@@ -780,27 +815,35 @@ class Annotations:
     @property
     def names(self): return [o.name for o in self.items]
 
-# %% ../../nbs/use/annotations.ipynb #f37f276c
+# %% ../../nbs/use/annotations.ipynb #9e9ad517
 @patch
 def __getitem__(self:Annotations,
     i, # number or name of an image
-)->np.ndarray: # class of each pixel, (H,W) uint8, `labels.ignore` where there is none
+)->np.ndarray: # class of each pixel, (H,W), `labels.ignore` where there is none
     "Map of an image"
     i = self.names.index(i) if isinstance(i, str) else i
     item, file, ignore = self.items[i], self.files[i], self.labels.ignore
-    dtype = np.uint8 if max(ignore, len(self.labels)-1) < 256 and ignore >= 0 else np.int32
+    dtype = np.uint8 if len(self.labels) <= ignore < 256 else np.int32
     if callable(item.shapes): return item.shapes().astype(dtype)
-    if item.size is None and file is None:
-        raise ValueError(f"{item.name}: this format does not say how large an image is, "
-                         "and no photo of that name was found: give images, their folder")
-    h, w = item.size or _open(file, lambda im: ImageOps.exif_transpose(im).size[::-1])
+    h, w = _size(item, file)
     res = np.full((h, w), ignore, dtype)
     for name, shape in item.shapes:
-        where, mask = shape(h, w)
+        where, mask = _parsed(item.name, partial(shape, h, w))
         res[where][mask] = _index(self.labels, name, item.name)
     return res
 
-# %% ../../nbs/use/annotations.ipynb #5b9faf1e
+# %% ../../nbs/use/annotations.ipynb #c2700846
+def _size(item, file)->tuple:
+    "(height, width) of an item, as its file says or as its photo has"
+    if item.size is None and file is None:
+        raise ValueError(f"{item.name}: the file does not say how large the image is, and no photo of this name "
+                         "is known: give images")
+    h, w = item.size or _open(file, lambda im: ImageOps.exif_transpose(im).size[::-1])
+    if not (isinstance(h, int) and isinstance(w, int) and min(h, w) > 0): raise ValueError(f"{item.name} is {w}x{h}")
+    if Image.MAX_IMAGE_PIXELS and h*w > 2*Image.MAX_IMAGE_PIXELS: # where Pillow refuses photos
+        raise ValueError(f"{item.name} claims {w}x{h} pixels: if you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None")
+    return h, w
+
 def _finder(photos):
     "Function from the name of an annotated image to its photo, or None"
     if photos is None: return lambda name: None
@@ -816,7 +859,7 @@ def _finder(photos):
         return same[0] if len(same) == 1 else None
     return find
 
-# %% ../../nbs/use/annotations.ipynb #4bdf340b
+# %% ../../nbs/use/annotations.ipynb #1ecace1f
 def read_annotations(
     path, # what a tool has saved: a file, a folder or a .zip
     format:str=None, # as for `export_annotations`; None: by a look at it
@@ -824,37 +867,43 @@ def read_annotations(
     images=None, # folder of the photos; YOLO needs it, as it does not say sizes
 )->Annotations: # maps of classes, in the order of the file
     "Read what somebody has corrected"
-    path, left = Path(path), Counter()
+    path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist")
     if path.suffix.lower() == ".zip": return _unzipped(path, format, labels, images)
     if format is not None: _format(format)
     format = format or _guess(path)
-    if format in ("coco", "cvat") and path.is_dir(): path = _only(path, _FORMATS[format].ending)
-    if format in ("png", "cvat-mask"):
-        read = _read_png if format == "png" else _read_voc
-        own, items = _parsed(path, partial(read, labels=labels))
-    else:
-        rows, items = _parsed(path, partial(_READERS[format], left=left))
-        own = _labels_of(rows, labels)
-    if not items: raise ValueError(f"{path} holds no annotations in the format {format}")
-    if +left: _tell_left(path, +left)
+    own, items = _parsed(path, partial(_items, path, format, labels))
+    if not items: raise ValueError(f"{path} holds no annotations of format {format}")
     return Annotations(own, items, images)
 
-# %% ../../nbs/use/annotations.ipynb #074cfdf2
-def _tell_left(path, left):
-    warnings.warn(f"{path}: left out what has no outline: "+", ".join(f"{n} {k}" for k, n in left.items()), stacklevel=3)
+# %% ../../nbs/use/annotations.ipynb #b5e19df4
+def _items(path, format, labels)->tuple:
+    "Labels and annotated images of a file or folder"
+    if format == "png": return _read_png(path, labels)
+    if format == "cvat-mask": return _read_voc(path, labels)
+    if path.is_dir() and (ending := _FORMATS[format].ending): path = _only(path, ending)
+    left = Counter()
+    rows, items = _READERS[format](path, left)
+    if n := +left:
+        n = ", ".join(f"{n} {k}" for k, n in n.items())
+        warnings.warn(f"{path}: left out what has no outline: {n}", stacklevel=5)
+    return _labels_of(rows, labels), items
 
 def _only(folder, ending):
     found = sorted(folder.rglob(f"*{ending}"))
-    if len(found) != 1: raise ValueError(f"{folder} holds {len(found)} files that end in {ending}: name one")
+    if len(found) != 1: raise ValueError(f"there are {len(found)} files that end in {ending}: name one")
     return found[0]
 
 def _unzipped(path, format, labels, images):
     "Read a zip; its files stay until the annotations are forgotten"
     folder = tempfile.TemporaryDirectory(prefix="annotations")
     try:
-        with zipfile.ZipFile(path) as z: z.extractall(folder.name)
-    except (zipfile.BadZipFile, OSError) as e: raise ValueError(f"{path} cannot be read: {e}") from e
+        with zipfile.ZipFile(path) as z:
+            if sum(o.file_size for o in z.infolist()) > 1e8+200*path.stat().st_size:
+                raise ValueError("it unpacks to far more than it is: unpack it yourself if you trust it")
+            z.extractall(folder.name)
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{path} cannot be read: {e}") from e
     res = read_annotations(folder.name, format, labels, images)
     res.folder = folder
     return res
@@ -876,17 +925,19 @@ def save(self:Annotations,
             _save_indexed(y, labels.palette, w.file(_stem(_plain(name), ".png")))
     return final
 
-# %% ../../nbs/use/annotations.ipynb #bed753f0
+# %% ../../nbs/use/annotations.ipynb #ff2094e1
 def names_from_masks(
     segmenter:Segmenter, # whose clusters
     images, # folder of photos
     masks, # `Annotations` of some of them, or what `read_annotations` reads
-    share:float=.5, # of a cluster's annotated pixels that its class must have
+    share:float=.5, # of a cluster's pixels in these photos that its class must cover
 )->list: # a name for each cluster, "" for none, as `with_names` takes them
-    "Name each cluster after the class that covers most of its annotated pixels"
-    if not isinstance(masks, Annotations): masks = read_annotations(masks, images=images)
+    "Name each cluster after the class that covers most of its pixels"
+    if not isinstance(masks, Annotations):
+        masks = read_annotations(masks, images=images)
     labels, find = masks.labels, _finder(images)
-    cm = ConfusionMatrix(len(segmenter.labels), len(labels), labels.ignore)
+    n, pixels = len(segmenter.labels), 0
+    cm = ConfusionMatrix(n, len(labels), labels.ignore)
     pairs = [(f, y) for name, y in zip(masks.names, masks) if (f := find(name))]
     if not pairs:
         raise ValueError(f"no photo in {images} is called as the annotated images, "
@@ -895,5 +946,6 @@ def names_from_masks(
         c = segmenter(f).clusters
         if c.shape != y.shape: raise ValueError(f"{f} is {c.shape}, its mask {y.shape}")
         cm.update(c, y)
-    best, k = (cm.mat/cm.mat.sum(1, keepdim=True)).nan_to_num().max(1)
+        pixels = pixels+np.bincount(c.ravel(), minlength=n)
+    best, k = (cm.mat/torch.as_tensor(pixels)[:, None]).nan_to_num().max(1)
     return [labels.names[j] if b >= share and b else "" for b, j in zip(best, k)]
