@@ -23,6 +23,7 @@ from .training.checkpoint import *
 from .training.health import *
 from .use.stream import *
 from .use.tree import *
+from .use.annotations import *
 from .use.deploy import *
 from .use.gallery import *
 from .use.widgets import *

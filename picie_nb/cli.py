@@ -371,6 +371,11 @@ def picie_segment(
     size:int=None, # short side in the network, tiled if large; default: the segmenter's
     bs:int=8, # images that enter the network together, if they have one size
     onnx:bool=False, # run MODEL in onnxruntime? An .onnx file always does
+    format:str=None, # write annotations for other tools instead, for example coco or cvat
+    masks:bool=False, # of annotations: exact masks instead of polygons?
+    min_area:int=0, # of annotations: pixels; smaller pieces join those around them
+    tolerance:float=0, # of annotations: pixels by which outlines are simplified
+    leave_out:str=None, # of annotations: clusters that are left out, for example sky,3
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
@@ -380,19 +385,24 @@ def picie_segment(
     _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
     _need_images(paths, "picie-segment")
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
-    jobs = _jobs(paths, out)
+    jobs = _jobs(paths, None if format else out)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
+    how = _how(format, overlay, masks, min_area, tolerance, leave_out)
     seg = _onnx_of(model) if onnx else Segmenter.load(model)
     json = _writable(json, "--json") if json else None
-    if out.exists() and not out.is_dir():
+    if out.is_file() and not format:
         raise ValueError(f"--out {out} is a file: give the name of a folder")
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
-    done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet)
-    print(f"wrote {len(done)} segmentations, legend.json and manifest.json to {out}")
+    if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
+    else: done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet)
+    what = f"{format} annotations of {len(done)} images" if format else (
+        f"{len(done)} segmentations, legend.json and manifest.json")
+    print(f"wrote {what} to {out}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
     report = dict(images=len(done), files=done, failed=failed, out=str(out))
-    if json: print(f"wrote {_write_json(json, dict(report, legend=legend))}")
+    if not format: report["legend"] = legend
+    if json: print(f"wrote {_write_json(json, report)}")
     return 1 if failed else 0
 
 # %% ../nbs/cli.ipynb #7618f6c8
@@ -438,6 +448,33 @@ def _write_maps(seg, jobs, results, out, overlay, quiet)->tuple:
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
     return done, failed, legend
+
+# %% ../nbs/cli.ipynb #a1c0de01
+def _how(format, overlay, masks, min_area, tolerance, leave_out)->dict:
+    "Arguments of `export_annotations`"
+    how = dict(masks=masks, min_area=min_area, tolerance=tolerance,
+               leave_out=[o.strip() for o in (leave_out or "").split(",") if o.strip()])
+    if format:
+        from picie_nb.use.annotations import _format
+        _format(format, masks, tolerance)
+        if overlay: raise ValueError("--overlay: annotations have none, leave it or --format out")
+    elif any(how.values()): raise ValueError("--masks, --min-area, --tolerance and --leave-out belong to --format")
+    return dict(how, format=format)
+
+def _write_annotations(results, paths, jobs, out, how)->tuple:
+    "Write annotations; where to, the photos, and {photo: why it failed}"
+    from picie_nb.use.annotations import export_annotations
+    files, done, failed = [os.path.abspath(f) for f, _ in jobs], [], {}
+    def good():
+        for f, s in zip(files, results):
+            if isinstance(s, tuple): failed.update([s]); continue
+            yield s
+            done.append(f)
+        if not done: raise ValueError(f"none of {len(files)} images could be segmented, the first because: "
+                                      f"{next(iter(failed.values()))}")
+    one = len(paths) == 1 and Path(paths[0]).is_dir()
+    root = paths[0] if one else os.path.commonpath([os.path.dirname(f) for f in files])
+    return export_annotations(good(), out, root=root, **how), done, failed
 
 # %% ../nbs/cli.ipynb #5ba28e24
 def _jobs(paths, out=None)->list:
