@@ -371,7 +371,7 @@ def picie_segment(
     size:int=None, # short side in the network, tiled if large; default: the segmenter's
     bs:int=8, # images that enter the network together, if they have one size
     onnx:bool=False, # run MODEL in onnxruntime? An .onnx file always does
-    format:str=None, # write annotations for other tools instead, for example coco or cvat
+    format:str=None, # write annotations for other tools, for example coco or cvat
     masks:bool=False, # of annotations: exact masks instead of polygons?
     min_area:int=0, # of annotations: pixels; smaller pieces join those around them
     tolerance:float=0, # of annotations: pixels by which outlines are simplified
@@ -458,7 +458,8 @@ def _how(format, overlay, masks, min_area, tolerance, leave_out)->dict:
         from picie_nb.use.annotations import _format
         _format(format, masks, tolerance)
         if overlay: raise ValueError("--overlay: annotations have none, leave it or --format out")
-    elif any(how.values()): raise ValueError("--masks, --min-area, --tolerance and --leave-out belong to --format")
+    elif any(how.values()):
+        raise ValueError("--masks, --min-area, --tolerance and --leave-out belong to --format")
     return dict(how, format=format)
 
 def _write_annotations(results, paths, jobs, out, how)->tuple:

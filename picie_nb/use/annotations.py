@@ -7,7 +7,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/annotations.html.md"""
 # %% auto #0
 __all__ = ['export_annotations', 'Annotations', 'read_annotations', 'names_from_masks']
 
-# %% ../../nbs/use/annotations.ipynb #0f2c575d
+# %% ../../nbs/use/annotations.ipynb #ac381f86
 import base64, io, json, math, os, re, shutil, tempfile, warnings, zipfile
 import numpy as np, torch
 import xml.etree.ElementTree as ET
@@ -23,7 +23,6 @@ from scipy.ndimage import find_objects, label, watershed_ift
 from scipy.spatial import KDTree
 from ..data.folders import image_files, _drawing, _is_drawn, _mask_values, _nfc, _open
 from ..data.labels import LabelSet, label_set, _lines, _text
-from ..evaluate.metrics import ConfusionMatrix
 from ..segmenter import Segmentation, Segmenter, _replacing
 
 # %% ../../nbs/use/annotations.ipynb #ca12669f
@@ -116,7 +115,7 @@ def _ring(polygon):
         ring = np.concatenate([ring[:i+1], hole[j:], hole[:j+1], ring[i:]])
     return ring
 
-# %% ../../nbs/use/annotations.ipynb #20306715
+# %% ../../nbs/use/annotations.ipynb #01453f55
 @dataclass
 class _Piece:
     cluster:int
@@ -140,8 +139,7 @@ class _Piece:
         return np.diff(np.r_[0, ends, h*w][:len(ends)+1+(ends[-1] < h*w)])
 
     def turned(self):
-        l, t, r, b = self.box
-        return _Piece(self.cluster, self.area, (t, l, b, r), mask=self.mask.T)
+        return _Piece(self.cluster, self.area, [self.box[i] for i in (1, 0, 3, 2)], mask=self.mask.T)
 
 # %% ../../nbs/use/annotations.ipynb #ce7000ad
 @dataclass
@@ -179,7 +177,7 @@ def _polygons(pieces, of, tolerance):
     for c, p in zip(of, _outlines(pieces, tolerance)):
         yield _Piece(int(c), p.area, tuple(map(int, p.bounds)), p)
 
-# %% ../../nbs/use/annotations.ipynb #3a93fa6c
+# %% ../../nbs/use/annotations.ipynb #8a3f7811
 class _Writer:
     "Writes pictures to `out`, a file or folder that will stand at `final`"
     ending, kinds = "", ("polygons", "masks") # of the one file, "" for a folder; what the format knows
@@ -196,7 +194,7 @@ class _Writer:
         "Where to write a file of this name, that nothing else has"
         f, there = self.out/name, self.final/name
         if f.exists():
-            raise ValueError(f"two photos would be written to {name}: rename one, or write them to two folders")
+            raise ValueError(f"two photos would be written to {name}: rename one, or use two folders")
         if f.suffix == ".png" and there.exists() and not _is_drawn(there):
             raise ValueError(f"{there} is there, and not drawn by this library: give another folder")
         f.parent.mkdir(parents=True, exist_ok=True)
@@ -398,14 +396,14 @@ def _save_indexed(a, palette, path):
     im.putpalette(palette.ravel().tolist()+[0]*(768-palette.size))
     im.save(path, format="PNG", **_drawing())
 
-# %% ../../nbs/use/annotations.ipynb #c7e5c28a
+# %% ../../nbs/use/annotations.ipynb #920125ec
 class _Voc(_Writer):
     "CVAT's segmentation mask, Pascal VOC with a list of colours"
     kinds = ("masks",)
     def begin(self):
         colors = [tuple(self.labels.palette[c].tolist()) for c in self.kept]
         if len(self.labels) > 255 or len({(0, 0, 0), *colors}) <= len(colors):
-            raise ValueError("cvat-mask tells up to 255 clusters by their colours: give each its own, not black")
+            raise ValueError("cvat-mask tells up to 255 clusters by colour: give each its own, not black")
         if bad := [n for n in self.names if ":" in n]:
             raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
         rows = [("background", (0, 0, 0)), *zip(self.names, colors)]
@@ -469,7 +467,7 @@ def _zip(folder, path):
     with _replacing(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
         for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
 
-# %% ../../nbs/use/annotations.ipynb #9cf6ebad
+# %% ../../nbs/use/annotations.ipynb #74af419e
 def _root(results):
     "The folder that the photos of a list have in common; None where they come one by one"
     files = getattr(results, "images", results) # `Segmentations` know them
@@ -488,7 +486,7 @@ def _named(results, root):
             if not source.is_relative_to(root): raise ValueError(f"{source} does not lie in root={root}")
             name = source.relative_to(root).as_posix()
         if hash(name) in seen:
-            raise ValueError(f"two photos are called {name}: give root=, the folder that their names start from")
+            raise ValueError(f"two photos are called {name}: give root=, the folder they are named from")
         seen.add(hash(name))
         yield name, source, s
 
@@ -546,7 +544,7 @@ def _filled(rings, h, w, even=False):
     m = coco.decode(coco.frPyObjects([(o-[l, t]).ravel().tolist() for o in rings], b-t, r-l)) > 0
     return _pasted(m[..., 0] & ~m[..., 1:].any(-1) if even else m.any(-1), l, t, h, w)
 
-# %% ../../nbs/use/annotations.ipynb #ef272a49
+# %% ../../nbs/use/annotations.ipynb #bee968d0
 def _pasted(m, l, t, h, w):
     "Where a mask with this left and top lies in the image, and its part there"
     b, r = t+m.shape[0], l+m.shape[1]
@@ -555,16 +553,17 @@ def _pasted(m, l, t, h, w):
 
 def _runs(counts, h, w):
     "A mask, (h,w), of the lengths of its runs, row by row"
-    if min(counts) < 0 or sum(counts) != h*w: raise ValueError(f"the runs of a mask do not fill its {h}x{w} pixels")
+    if min(counts) < 0 or sum(counts) != h*w:
+        raise ValueError(f"the runs of a mask do not fill its {h}x{w} pixels")
     return np.repeat(np.arange(len(counts))%2 == 1, counts).reshape(h, w)
 
-# %% ../../nbs/use/annotations.ipynb #0e92d10f
+# %% ../../nbs/use/annotations.ipynb #6bb3ba4d
 @dataclass
 class _Item:
     "An annotated image"
     name:str # of the photo with its folders
     size:tuple # (height, width), or None where the file does not say
-    shapes:list # the lowest first: (name of its class, function of height and width that gives where and mask)
+    shapes:list # the lowest first: (name of its class, function of height and width to where and mask)
 
 def _plain(name)->str:
     "A name from a file, as a path that stays in its folder"
@@ -694,7 +693,7 @@ def _read_labelstudio(path, left):
         items.append(_Item(re.sub("^[a-z0-9]+://", "", name), size, shapes))
     return names, items
 
-# %% ../../nbs/use/annotations.ipynb #708943ca
+# %% ../../nbs/use/annotations.ipynb #037b084e
 def _labelstudio_shape(r, left):
     v, kind = r["value"], r["type"]
     if kind not in ("brushlabels", "polygonlabels", "rectanglelabels") or v.get("rotation"):
@@ -708,7 +707,8 @@ def _labelstudio_shape(r, left):
     for n in v[kind][:1]: yield n, f
 
 def _brushed(rle, h, w):
-    if int.from_bytes(bytes(rle[:4]), "big") != 4*h*w: raise ValueError(f"a brush mask is not of {h}x{w} pixels")
+    if int.from_bytes(bytes(rle[:4]), "big") != 4*h*w:
+        raise ValueError(f"a brush mask is not of {h}x{w} pixels")
     return _unbrush(bytes(rle)).reshape(h, w, 4)[..., 3] > 127
 
 # %% ../../nbs/use/annotations.ipynb #50ebd84c
@@ -749,12 +749,13 @@ def _read_png(path, labels):
                               partial(lambda f: labels.map(_mask_values(f, labels)), f))
     return labels, [item(f) for f in image_files(path, drawn=True) if not f.name.endswith(".overlay.jpg")]
 
-# %% ../../nbs/use/annotations.ipynb #338ef918
+# %% ../../nbs/use/annotations.ipynb #28ede6f8
 def _read_voc(path, labels):
     rows = [l.split(":") for l in _lines(next(path.rglob("labelmap.txt"))) if l[:1] != "#"]
     colors = {r[0]: [int(o) for o in r[1].split(",")] for r in rows}
     labels = _labels_of([(n, c) for n, c in colors.items() if n != "background"], labels)
-    of = {tuple(c): labels.ignore if n == "background" else _index(labels, n, path) for n, c in colors.items()}
+    of = {tuple(c): labels.ignore if n == "background" else _index(labels, n, path)
+          for n, c in colors.items()}
     def read(f):
         a = np.asarray(_open(f, lambda im: im.convert("RGB")))
         found, where = np.unique(a.reshape(-1, 3), axis=0, return_inverse=True)
@@ -832,16 +833,18 @@ def __getitem__(self:Annotations,
         res[where][mask] = _index(self.labels, name, item.name)
     return res
 
-# %% ../../nbs/use/annotations.ipynb #c2700846
+# %% ../../nbs/use/annotations.ipynb #72e124f6
 def _size(item, file)->tuple:
     "(height, width) of an item, as its file says or as its photo has"
     if item.size is None and file is None:
-        raise ValueError(f"{item.name}: the file does not say how large the image is, and no photo of this name "
-                         "is known: give images")
+        raise ValueError(f"{item.name}: the file does not say how large the image is, and no photo of this "
+                         "name is known: give images")
     h, w = item.size or _open(file, lambda im: ImageOps.exif_transpose(im).size[::-1])
-    if not (isinstance(h, int) and isinstance(w, int) and min(h, w) > 0): raise ValueError(f"{item.name} is {w}x{h}")
+    if not (isinstance(h, int) and isinstance(w, int) and min(h, w) > 0):
+        raise ValueError(f"{item.name} is {w} x {h} pixels")
     if Image.MAX_IMAGE_PIXELS and h*w > 2*Image.MAX_IMAGE_PIXELS: # where Pillow refuses photos
-        raise ValueError(f"{item.name} claims {w}x{h} pixels: if you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None")
+        raise ValueError(f"{item.name} claims {w} x {h} pixels: if you trust it, set "
+                         "PIL.Image.MAX_IMAGE_PIXELS = None")
     return h, w
 
 def _finder(photos):
@@ -876,7 +879,7 @@ def read_annotations(
     if not items: raise ValueError(f"{path} holds no annotations of format {format}")
     return Annotations(own, items, images)
 
-# %% ../../nbs/use/annotations.ipynb #b5e19df4
+# %% ../../nbs/use/annotations.ipynb #4df498b3
 def _items(path, format, labels)->tuple:
     "Labels and annotated images of a file or folder"
     if format == "png": return _read_png(path, labels)
@@ -889,6 +892,7 @@ def _items(path, format, labels)->tuple:
         warnings.warn(f"{path}: left out what has no outline: {n}", stacklevel=5)
     return _labels_of(rows, labels), items
 
+# %% ../../nbs/use/annotations.ipynb #e6db76b7
 def _only(folder, ending):
     found = sorted(folder.rglob(f"*{ending}"))
     if len(found) != 1: raise ValueError(f"there are {len(found)} files that end in {ending}: name one")
@@ -925,7 +929,7 @@ def save(self:Annotations,
             _save_indexed(y, labels.palette, w.file(_stem(_plain(name), ".png")))
     return final
 
-# %% ../../nbs/use/annotations.ipynb #ff2094e1
+# %% ../../nbs/use/annotations.ipynb #85a66f40
 def names_from_masks(
     segmenter:Segmenter, # whose clusters
     images, # folder of photos
@@ -933,6 +937,7 @@ def names_from_masks(
     share:float=.5, # of a cluster's pixels in these photos that its class must cover
 )->list: # a name for each cluster, "" for none, as `with_names` takes them
     "Name each cluster after the class that covers most of its pixels"
+    from picie_nb.evaluate.metrics import ConfusionMatrix
     if not isinstance(masks, Annotations):
         masks = read_annotations(masks, images=images)
     labels, find = masks.labels, _finder(images)
