@@ -46,6 +46,7 @@ class ClusterCallback(Callback):
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # running statistics in training, or the batch's ("train")
         n_pixels:int=400, # pixels sampled from each image for K-means; None: all
+        interior:float=1., # share of an image's pixels, inside of things, for the readout
         n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
@@ -186,6 +187,7 @@ def stream(self:ClusterCallback,
     augment:bool=True, # the views, or the plain image?
     only:int=None, # one view only: 0 or 1
     least:int=0, # images, even if `n_images` is less
+    interior:float=1., # see `sample_pixels`
 ):
     "Batch by batch: number of images, and features (N,D) of random pixels per view"
     which = range(self.n_views) if augment and only is None else [only or 0]
@@ -197,7 +199,7 @@ def stream(self:ClusterCallback,
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
                          for v in which))
-            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels)
+            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels, None, interior)
                   for v, f in zip(which, fs if len(which) > 1 else [fs])]
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
@@ -370,7 +372,7 @@ def fresh(self:ClusterCallback,
 
 @patch
 def _fresh(self:ClusterCallback, model, n):
-    z, = self.sample(model, augment=False, least=256)
+    z, = self.sample(model, augment=False, least=256, interior=self.interior)
     return [self._readout(z) for _ in range(n)]
 
 @patch
@@ -518,6 +520,7 @@ class PiCIEConfig:
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
     view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
     average:float = .5      # share of the way from the start that is kept
+    interior:float = .6     # share of an image, inside of things, that the readout samples
     merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate
@@ -576,7 +579,7 @@ def settings(self:PiCIEConfig)->dict:
                 train_clusters=round(self.overcluster*self.n_clusters),
                 merge_from=round(self.merge_from*self.n_clusters),
                 **self._pick("n_clusters labels view_scale average batchnorm n_images "
-                             "n_pixels"))
+                             "n_pixels interior"))
 
 @patch
 def callback(self:PiCIEConfig,

@@ -1,6 +1,5 @@
 "Fresh processes that need not load torch and fastai: each is a fork of one that has done only that"
-import multiprocessing, os, sys, tempfile, traceback
-from importlib.metadata import entry_points
+import multiprocessing, os, runpy, sys, tempfile, traceback
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -40,9 +39,9 @@ def forked(f, *args, cwd=None, timeout=900, **env):
 
 
 def _command(name, *args):
-    sys.argv = [name, *args]
-    entry, = entry_points(group="console_scripts", name=name)
-    sys.exit(entry.load()())
+    script = Path(sys.executable).parent/name
+    sys.argv = [str(script), *args]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def command(name, *args, **kw):
