@@ -520,7 +520,7 @@ class PiCIEConfig:
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
     view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
     average:float = .5      # share of the way from the start that is kept
-    interior:float = .6     # share of an image, inside of things, that the readout samples
+    interior:float = .5     # share of an image, inside of things, that the readout samples
     merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate
