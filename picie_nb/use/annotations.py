@@ -203,7 +203,7 @@ class _Writer:
     def text(self, name, text): self.file(name).write_text(text, encoding="utf-8")
     def json(self, name, obj): self.text(name, json.dumps(obj, ensure_ascii=False))
 
-# %% ../../nbs/use/annotations.ipynb #2d44dd6c
+# %% ../../nbs/use/annotations.ipynb #e326f7d8
 def _stem(name, ending): return str(PurePosixPath(name).with_suffix(ending))
 
 class _Coco(_Writer):
@@ -224,24 +224,21 @@ class _Coco(_Writer):
             self.n += 1
             l, t, r, b = o.box
             ann = dict(id=self.n, image_id=self.images, category_id=o.cluster+1, bbox=[l, t, r-l, b-t],
-                       area=o.area, iscrowd=0, segmentation=self.shape(o, h, w))
+                       area=o.area, iscrowd=0, segmentation=_coco_shape(o, self.masks, h, w))
             self.spool.write((",\n" if self.n > 1 else "")+json.dumps(ann))
 
-# %% ../../nbs/use/annotations.ipynb #dd94238a
-@patch
-def shape(self:_Coco, o, h, w):
-    if not self.masks: return [np.ravel(o.ring()).tolist()]
+    def end(self):
+        self.file.write('],\n"annotations": [\n')
+        self.spool.seek(0)
+        shutil.copyfileobj(self.spool, self.file)
+        self.file.write("]}\n")
+
+# %% ../../nbs/use/annotations.ipynb #01edb09f
+def _coco_shape(o, masks, h, w):
+    if not masks: return [np.ravel(o.ring()).tolist()]
     rle = _libraries()[1].frPyObjects(dict(counts=o.turned().counts(w, h).tolist(), size=[h, w]), h, w)
     return dict(size=[h, w], counts=rle["counts"].decode())
 
-@patch
-def end(self:_Coco):
-    self.file.write('],\n"annotations": [\n')
-    self.spool.seek(0)
-    shutil.copyfileobj(self.spool, self.file)
-    self.file.write("]}\n")
-
-# %% ../../nbs/use/annotations.ipynb #1d80868e
 class _Cvat(_Writer):
     "CVAT for images 1.1"
     ending = ".xml"
@@ -254,23 +251,23 @@ class _Cvat(_Writer):
             for tag, text in dict(name=n, color=c, attributes="").items(): ET.SubElement(o, tag).text = text
         self.file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
                         f'{ET.tostring(meta, "unicode")}\n')
+    def add(self, p):
+        h, w = p.size
+        im = ET.Element("image", id=str(self.images), name=p.name, width=str(w), height=str(h))
+        for o in p.pieces(): _cvat_shape(im, o, self.masks, label=self.labels.names[o.cluster])
+        self.file.write(ET.tostring(im, "unicode")+"\n")
+        self.images += 1
     def end(self): self.file.write("</annotations>\n")
 
-# %% ../../nbs/use/annotations.ipynb #bc81d70b
-@patch
-def add(self:_Cvat, p):
-    h, w = p.size
-    im = ET.Element("image", id=str(self.images), name=p.name, width=str(w), height=str(h))
-    for o in p.pieces():
-        kw = dict(label=self.labels.names[o.cluster], source="auto", occluded="0", z_order="0")
-        if self.masks:
-            l, t, r, b = map(int, o.box)
-            own = _Piece(o.cluster, o.area, (0, 0), mask=o.mask).counts(b-t, r-l)
-            ET.SubElement(im, "mask", rle=", ".join(map(str, own)), left=str(l), top=str(t), width=str(r-l),
-                          height=str(b-t), **kw)
-        else: ET.SubElement(im, "polygon", points=";".join(f"{x},{y}" for x, y in o.ring()), **kw)
-    self.file.write(ET.tostring(im, "unicode")+"\n")
-    self.images += 1
+# %% ../../nbs/use/annotations.ipynb #089db53d
+def _cvat_shape(im, o, masks, **kw):
+    "Add a piece to the element of its image"
+    kw.update(source="auto", occluded="0", z_order="0")
+    if not masks: return ET.SubElement(im, "polygon", points=";".join(f"{x},{y}" for x, y in o.ring()), **kw)
+    l, t, r, b = o.box
+    own = _Piece(o.cluster, o.area, (0, 0), mask=o.mask).counts(b-t, r-l)
+    place = dict(left=l, top=t, width=r-l, height=b-t)
+    ET.SubElement(im, "mask", rle=", ".join(map(str, own)), **{k: str(v) for k, v in place.items()}, **kw)
 
 # %% ../../nbs/use/annotations.ipynb #a1892300
 class _Yolo(_Writer):
@@ -348,7 +345,7 @@ def _unbrush(data)->np.ndarray:
         i += length
     return res
 
-# %% ../../nbs/use/annotations.ipynb #9fcd456d
+# %% ../../nbs/use/annotations.ipynb #30df3464
 class _LabelStudio(_Writer):
     "Tasks with predictions, and the labelling interface that they need"
     def begin(self):
@@ -361,16 +358,16 @@ class _LabelStudio(_Writer):
         self.list = self.stack.enter_context(open(self.file("tasks.json"), "w", encoding="utf-8"))
         self.images = 0
     def add(self, p):
-        results = [self.result(o, *p.size) for o in p.pieces()]
+        results = [self._result(o, *p.size) for o in p.pieces()]
         task = dict(data=dict(image="/data/local-files/?d="+quote(p.name)),
                     predictions=[dict(model_version="picie_nb", result=results)])
         self.list.write(("[\n", ",\n")[self.images > 0]+json.dumps(task, ensure_ascii=False))
         self.images += 1
     def end(self): self.list.write("]\n")
 
-# %% ../../nbs/use/annotations.ipynb #8fe409b7
+# %% ../../nbs/use/annotations.ipynb #a14f7350
 @patch
-def result(self:_LabelStudio, o, h, w):
+def _result(self:_LabelStudio, o, h, w):
     self.n += 1
     value = {self.kind: [self.labels.names[o.cluster]]}
     if self.masks: value.update(format="rle", rle=_brush(o.counts(h, w)))
