@@ -6,12 +6,13 @@ Docs: https://picie-nb.github.io/picie_nb/use/widgets.html.md"""
 
 # %% auto #0
 __all__ = ['view_pictures', 'explore_views', 'CutImage', 'choose_k', 'similar_pictures', 'pick_similar', 'patch_strips',
-           'with_names', 'name_clusters']
+           'with_names', 'name_clusters', 'slider_html']
 
 # %% ../../nbs/use/widgets.ipynb #992499f1
-import copy, html, io, ipywidgets as w, matplotlib, numpy as np, torch
+import base64, copy, html, io, ipywidgets as w, matplotlib, numpy as np, torch
 from pathlib import Path
 from IPython import get_ipython
+from IPython.display import HTML
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import nn
@@ -31,10 +32,10 @@ def _picture(image, side):
     s = min(1., side/min(im.size))
     return im.resize([max(1, round(o*s)) for o in im.size], Image.BILINEAR) if s < 1 else im
 
-def _bytes(im):
+def _bytes(im, quality=90):
     "A picture as the bytes of a JPEG file"
     buf = io.BytesIO()
-    im.save(buf, "JPEG", quality=90)
+    im.save(buf, "JPEG", quality=quality)
     return buf.getvalue()
 
 def _slider(name, value, lo, hi, step=1):
@@ -384,3 +385,56 @@ def name_clusters(
     save.on_click(lambda _: _save(panel, segmenter, typed(), path))
     _on_change(names, lambda: setattr(status, "value", _summary(typed())))
     return panel
+
+# %% ../../nbs/use/widgets.ipynb #f8c9aeb8
+def _frame(o, side):
+    "A picture; a matplotlib figure is closed, and gets a palette, with which it needs fewer bytes"
+    if not hasattr(o, "savefig"): return _picture(o, side)
+    from matplotlib import pyplot as plt
+    buf = io.BytesIO()
+    o.savefig(buf, format="png", dpi=100)
+    plt.close(o)
+    return Image.open(buf).convert("RGB").quantize(64)
+
+_choose = """const f = this.closest('figure'), i = +this.value
+f.querySelectorAll('img').forEach((o, j) => { o.style.visibility = i == j ? 'visible' : 'hidden' })
+const text = f.querySelectorAll('img')[i].dataset.label
+f.querySelector('output').value = text
+this.setAttribute('aria-valuetext', text)"""
+
+# %% ../../nbs/use/widgets.ipynb #0c0676a3
+def slider_html(
+    images, # pictures of one size, or matplotlib figures
+    labels, # what each shows, a few words
+    alt:str, # what all of them show, for those who do not see them
+    start:int=0, # number of the picture that is shown first
+    side:int=240, # short side on the page, in pixels; larger pictures are made smaller
+):
+    "Pictures behind a slider, for pages that have no kernel"
+    images, labels = [_frame(o, side) for o in images], [html.escape(o) for o in labels]
+    if not images or len(images) != len(labels):
+        raise ValueError(f"{len(images)} pictures, {len(labels)} labels: one for each")
+    rows = [_slide(im, text, f"{html.escape(alt)}, {text}", i == start)
+            for i, (im, text) in enumerate(zip(images, labels))]
+    width = round(images[0].width*max(1, side/min(images[0].size)))
+    value = f'aria-valuetext="{labels[start]}" value="{start}"'
+    return HTML(
+        f'<figure style="margin:0;max-width:{width}px">'
+        f'<div style="display:grid">{"".join(rows)}</div>'
+        f'<input type="range" min="0" max="{len(images)-1}" {value} '
+        f'aria-label="{html.escape(alt)}" style="width:100%" oninput="{_choose}">'
+        f"<output>{labels[start]}</output></figure>")
+
+# %% ../../nbs/use/widgets.ipynb #f168dcb8
+def _data(im):
+    "A picture as the address of an image: drawings as PNG, photos as JPEG"
+    if im.mode != "P": return f"data:image/jpeg;base64,{base64.b64encode(_bytes(im, 75)).decode()}"
+    buf = io.BytesIO()
+    im.save(buf, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}"
+
+def _slide(im, label, alt, visible):
+    "One picture of `slider_html`, in the place where all are"
+    show = "visible" if visible else "hidden"
+    return (f'<img alt="{alt}" data-label="{label}" src="{_data(im)}" '
+            f'style="grid-area:1/1;margin:0;width:100%;visibility:{show}">')
