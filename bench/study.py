@@ -90,7 +90,8 @@ def watch(learn):
 
 
 def path(data, row, seed, size, backbone=LITE0):
-    return HERE/"study"/f"{Path(data).name}-{row}{'' if backbone == LITE0 else '-'+re.sub(r'[^\w.]', '_', backbone)}{'' if size == 160 else f'_{size}px'}-{seed}.json"
+    net = "" if backbone == LITE0 else "-"+re.sub(r"[^\w.]", "_", backbone)
+    return HERE/"study"/f"{Path(data).name}-{row}{net}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
 def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None):
