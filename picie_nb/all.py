@@ -26,5 +26,7 @@ from .use.tree import *
 from .use.annotations import *
 from .use.deploy import *
 from .use.gallery import *
+from .use.hints import *
+from .use.names import *
 from .use.widgets import *
 from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check, picie_gallery, picie_export

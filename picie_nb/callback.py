@@ -86,6 +86,7 @@ def _check_settings(self:ClusterCallback):
 def forget(self:ClusterCallback):
     "Drop all that was made from the network or the images"
     self.snapshot, self.heads, self.mu, self.mu_eval = None, [], None, None
+    self.fine = None # clusters from which the readout was merged, (n,D)
     self.made = None # by these weights, see `_weights`
     self.moved, self.steps = False, 0 # since the weights were averaged, the teacher made
 
@@ -268,7 +269,7 @@ def set_heads(self:ClusterCallback,
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
-    self.mu_eval = self.made = None # they belong to the network before this epoch
+    self.mu_eval = self.fine = self.made = None # they belong to the network before this epoch
     if self.labels != "start" or self.snapshot is None: self.cluster()
     self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
     if self.batchnorm == "train": return
@@ -364,7 +365,7 @@ def fresh(self:ClusterCallback,
     n:int=1, # independent runs of K-means
 )->list: # centroids (K,D) of each run
     "Centroids of plain training images, by the network in evaluation mode"
-    model = unwrap(self.learn.model)
+    model, self.leaves = unwrap(self.learn.model), []
     mode = model.training
     res = self._fresh(model.eval(), n)
     model.train(mode)
@@ -379,6 +380,7 @@ def _fresh(self:ClusterCallback, model, n):
 def _readout(self:ClusterCallback, z):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
     r = self.kmeans(z, self.merge_from)
+    self.leaves.append(r.centroids)
     return merge_clusters(r.centroids, r.counts,
                           cut_tree(merge_tree(r.centroids, r.counts, self.merge_power),
                                    self.n_clusters))[0]
@@ -407,7 +409,7 @@ def ready(self:ClusterCallback):
 def kept(self:ClusterCallback):
     "Afterwards teacher, centroids and readout are what they were"
     was = {k: getattr(self, k)
-           for k in ("mu", "mu_eval", "snapshot", "heads", "health", "read_at", "made",
+           for k in ("mu", "mu_eval", "fine", "snapshot", "heads", "health", "read_at", "made",
                      "moved", "steps")}
     try: yield
     finally: self.__dict__.update(was)
@@ -427,7 +429,8 @@ def fit_readout(self:ClusterCallback,
         model.train(mode)
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
     self.mu_eval = mus[i].contiguous()
-    self.team.same([self.mu_eval])
+    self.fine = self.leaves[i] if len(self.leaves) == len(mus) else None
+    self.team.same([self.mu_eval] + ([] if self.fine is None else [self.fine]))
     self.made = self._weights()
     for m in getattr(self.learn, "metrics", ()): # it counted for other centroids
         if hasattr(m, "cm"): m.reset()

@@ -401,7 +401,9 @@ def segmenter(self:PiCIELearner,
     config = {k: list(v) if isinstance(v, tuple) else v
               for k, v in asdict(self.config).items()}
     info = dict(config=config, epochs=len(self.history()))
-    return Segmenter(net, self.cluster.mu_eval.cpu(), size=size, names=names, info=info,
+    mu, fine = (None if o is None else o.cpu()
+                for o in (self.cluster.mu_eval, self.cluster.fine))
+    return Segmenter(net, mu, size=size, names=names, info=info, fine=fine,
                      readout=self.cluster.readout, refine=self.config.refine)
 
 # %% ../nbs/11_learner.ipynb #0b5df561

@@ -102,7 +102,8 @@ def _get_state(learn):
         for j, (mu, w) in enumerate(zip(mus, ws)):
             found = {k: o for k, o in (("mu", mu), ("weight", w)) if torch.is_tensor(o)}
             arrays.update({f"head.{i}.{j}.{k}": _own(o) for k, o in found.items()})
-    if cb.mu_eval is not None: arrays["mu_eval"] = _own(cb.mu_eval)
+    found = {"mu_eval": cb.mu_eval, "fine": cb.fine}
+    arrays.update({k: _own(o) for k, o in found.items() if o is not None})
     js["read_at"], js["steps"] = cb.read_at, cb.steps
     js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values],
                           iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
@@ -123,7 +124,7 @@ def _set_heads(cb, arrays, js, dev):
     cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)])
                 for _, o in sorted(heads.items())]
     cb.mu = cb.heads[0][0] if cb.heads else None
-    cb.mu_eval = arrays["mu_eval"].to(dev) if "mu_eval" in arrays else None
+    cb.mu_eval, cb.fine = (arrays[k].to(dev) if k in arrays else None for k in ("mu_eval", "fine"))
     cb.read_at, cb.steps, cb.moved = js.get("read_at", cb.read_at), js.get("steps", 0), False
 
 # %% ../../nbs/training/checkpoint.ipynb #ca8bf4fb

@@ -39,6 +39,7 @@ class ImagePatch:
     y:int             # pixels from the top
     margin:float      # how typical it is, see `margins`
     image:Image.Image = field(repr=False) # the patch, a square
+    mask:Image.Image = field(default=None, repr=False) # where the cluster is in it
 
 @dataclass
 class ClusterGallery:
@@ -74,11 +75,11 @@ def _border_counts(c, k):
     n = n.view(k, k)
     return (n+n.T).numpy()
 
-def _crop(im, x, y, side):
-    "A square around a point, moved into the image where it would stick out"
-    side = min(side, *im.size)
-    x0, y0 = (int(min(max(o-side/2, 0), n-side)) for o, n in zip((x, y), im.size))
-    return im.crop((x0, y0, x0+side, y0+side)).resize((112, 112), Image.BILINEAR)
+def _box(size, x, y, side):
+    "Left, upper, right and lower end of a square around a point, moved into the image where it would stick out"
+    side = min(side, *size)
+    x0, y0 = (int(min(max(o-side/2, 0), n-side)) for o, n in zip((x, y), size))
+    return x0, y0, x0+side, y0+side
 
 # %% ../../nbs/use/gallery.ipynb #d605a964
 def _source(i, source): return str(source) if isinstance(source, (str, Path)) else f"image {i}"
@@ -90,12 +91,16 @@ def _some(images, n, max_images):
     if len(images) <= max_images: return images
     return [images[i] for i in np.linspace(0, len(images)-1, max_images).round().astype(int)]
 
-def _patch_at(name, im, place, shape, margin, side):
-    "The patch around a cell, `place`, of a map of `shape`"
+def _patch_at(name, im, place, shape, margin, side, own=None):
+    "The patch around a cell, `place`, of a map of `shape`; `own` says which cells are of its cluster"
     cell = place % shape[1], place//shape[1]
     px, py = ((int(p)+.5)*o/q for p, o, q in zip(cell, im.size, shape[::-1]))
-    crop = _crop(im, px, py, max(16, round(side*min(im.size))))
-    return ImagePatch(name, int(px), int(py), float(margin), crop)
+    box, mask = _box(im.size, px, py, max(16, round(side*min(im.size)))), None
+    if own is not None:
+        part = [o*q/p for o, p, q in zip(box, im.size*2, shape[::-1]*2)]
+        mask = Image.fromarray(own.cpu().numpy().astype(np.uint8)*255).resize((112, 112), Image.NEAREST, part)
+    crop = im.crop(box).resize((112, 112), Image.BILINEAR)
+    return ImagePatch(name, int(px), int(py), float(margin), crop, mask)
 
 # %% ../../nbs/use/gallery.ipynb #5d8eadc5
 def cluster_gallery(
@@ -120,7 +125,7 @@ def cluster_gallery(
         borders += _border_counts(c, k)
         for j, (v, place) in enumerate(zip(*m.flatten(1).max(1))):
             if v <= 0 or len(best[j]) == n and v <= best[j][-1].margin: continue
-            best[j].append(_patch_at(_source(i, source), im, place, c.shape, v, side))
+            best[j].append(_patch_at(_source(i, source), im, place, c.shape, v, side, c == j))
             best[j] = sorted(best[j], key=lambda o: -o.margin)[:n]
     return _gallery(segmenter, images, counts, borders, best, failed)
 

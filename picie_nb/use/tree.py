@@ -58,7 +58,8 @@ def at(self:ClusterTree,
     for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
     mu = merge_clusters(self.centroids, self.counts, groups)[0]
-    return Segmenter(self.net, mu, names=names, colors=np.stack(colors), **self.kwargs)
+    return Segmenter(self.net, mu, names=names, colors=np.stack(colors),
+                     fine=self.centroids, **self.kwargs)
 
 # %% ../../nbs/use/tree.ipynb #5dc05398
 def _spread(n:int, h:int, w:int):

@@ -1,4 +1,4 @@
-"""Move a slider, click a pixel, type a name: four small tools to look at views, clusters and features
+"""Move a slider, click a pixel, type a name: five small tools to look at views, clusters and features
 
 Docs: https://picie-nb.github.io/picie_nb/use/widgets.html.md"""
 
@@ -6,10 +6,12 @@ Docs: https://picie-nb.github.io/picie_nb/use/widgets.html.md"""
 
 # %% auto #0
 __all__ = ['view_pictures', 'explore_views', 'CutImage', 'choose_k', 'similar_pictures', 'pick_similar', 'patch_strips',
-           'with_names', 'name_clusters', 'slider_html']
+           'with_names', 'name_clusters', 'Corrections', 'give_hints', 'slider_html']
 
 # %% ../../nbs/use/widgets.ipynb #992499f1
-import base64, copy, html, io, ipywidgets as w, matplotlib, numpy as np, torch
+import base64, copy, html, io, ipywidgets as w, matplotlib, numpy as np, torch, warnings
+from dataclasses import replace
+from fastcore.basics import patch
 from pathlib import Path
 from IPython import get_ipython
 from IPython.display import HTML
@@ -19,6 +21,7 @@ from torch import nn
 from ipyevents import Event
 from ..data.folders import open_image
 from .gallery import ClusterGallery, Similar, cluster_gallery, similar
+from .hints import _image_name, _looked_up
 from .tree import ClusterTree
 from ..segmenter import Segmentation, Segmenter, _images, _tensor
 from ..transforms import Geometric, Photometric
@@ -385,6 +388,90 @@ def name_clusters(
     save.on_click(lambda _: _save(panel, segmenter, typed(), path))
     _on_change(names, lambda: setattr(status, "value", _summary(typed())))
     return panel
+
+# %% ../../nbs/use/widgets.ipynb #c73e8e1d
+class Corrections:
+    "Images, the clicks on them so far, and the segmenter that agrees with them"
+    def __init__(self,
+        segmenter:Segmenter, # to begin with
+        images, # folder or list of images
+        side:int=320, # larger images get this short side, or the network's
+    ):
+        sources = list(_images(images))
+        self.start, self.hints, self.told = segmenter, [], ""
+        self.images = [_picture(o, max(side, segmenter.size)) for o in sources]
+        self.names = [_image_name(o, im) for o, im in zip(sources, self.images)]
+        self.segmenter, self._once = segmenter, _remembering(segmenter)
+        self.places = [] # (image number, x, y) of each click
+
+    def _follow(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            new = self._once.hinted(self.hints)
+        self.told = "; ".join(str(o.message) for o in caught)
+        self._map, self.segmenter = new, copy.copy(new)
+        self.segmenter.net = self.start.net
+
+# %% ../../nbs/use/widgets.ipynb #c3f40014
+@patch
+def click(self:Corrections,
+    i:int, # number of the image
+    x:float, # place, as a share of the width
+    y:float, # and of the height
+    name:str, # class of this place
+    yes:bool=True, # False: it is not of that class
+):
+    "Add a click"
+    hint, = _looked_up(self._once, [(self.images[i], x, y, name, yes)])
+    self.hints.append(replace(hint, image=self.names[i]))
+    self.places.append((i, x, y))
+    self._follow()
+
+@patch
+def undo(self:Corrections):
+    "Take the last click back, if there is one"
+    if not self.hints: return
+    self.hints.pop(); self.places.pop()
+    self._follow()
+
+@patch
+def pictures(self:Corrections, i:int)->list: # (title, PIL image) of image and map
+    "An image with its clicks, and its classes"
+    seg = getattr(self, "_map", self._once)(self.images[i])
+    im = self.images[i]
+    for j, x, y in self.places:
+        if j == i: im = _marked(im, (int(x*im.width), int(y*im.height)))
+    title = f"{len(self.hints)} click{'s'*(len(self.hints) != 1)}"
+    return [(title, im), (", ".join(seg.shares()), seg.overlay())]
+
+# %% ../../nbs/use/widgets.ipynb #885e6970
+def give_hints(
+    segmenter:Segmenter, # to begin with
+    images, # folder or list of images
+)->w.VBox: # with `word`, `yes`, `undo`, `number`, `click`, `status` and `fixes`
+    "Type a name, click where it belongs, and see the map change"
+    fixes, top, status = Corrections(segmenter, images), _Pictures(2, 2, 320), w.Label()
+    word = w.Combobox(description="name", ensure_option=False)
+    yes = w.Checkbox(True, description="is this (else: is not)")
+    undo = w.Button(description="undo")
+    number = _slider("image", 0, 0, len(fixes.images)-1)
+    def redraw():
+        top.update(fixes.pictures(number.value))
+        status.value, word.options = fixes.told, tuple(fixes.segmenter.labels.names)
+    def click(event):
+        size = fixes.images[number.value].size
+        place = [(event[f"data{d}"]+.5)/n for d, n in zip("XY", size)]
+        if not word.value.strip(): status.value = "Type a name first"; return
+        fixes.click(number.value, *place, word.value, yes.value)
+        redraw()
+    undo.on_click(lambda _: (fixes.undo(), redraw()))
+    events = [Event(source=o, watched_events=["click"]) for o in top.images]
+    for e in events: e.on_dom_event(click)
+    _on_change([number], redraw)
+    return _Panel("give_hints", "a name, and clicks on what has it",
+                  [w.HBox([number, word, yes, undo]), top, status], word=word, yes=yes,
+                  undo=undo, number=number, click=click, status=status, fixes=fixes,
+                  map=top.images[1], events=events)
 
 # %% ../../nbs/use/widgets.ipynb #f8c9aeb8
 def _frame(o, side):

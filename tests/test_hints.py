@@ -1,0 +1,151 @@
+"Corrections by clicks: they hold, they spread, they stay in the file; old files open; and wrong ones are told in one sentence."
+import json, time, warnings
+import numpy as np, pytest, torch, torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from picie_nb.backbone import create_backbone
+from picie_nb.fpn import PiCIENet
+from picie_nb.segmenter import Hint, Segmenter
+from picie_nb.use.hints import fit_classes, spread_names
+from picie_nb.use.tree import ClusterTree
+
+D = 16
+PHOTO, OTHER = (Image.fromarray(np.random.default_rng(s).integers(0, 255, (6, 8, 3), np.uint8)).resize((96, 64), Image.BICUBIC) for s in (0, 1))
+CLICKS = [(PHOTO, .1, .2, "road"), (PHOTO, .9, .8, "sky"), (OTHER, .5, .5, "tree"), (OTHER, .1, .9, "road"), (PHOTO, .5, .1, "water")]
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    net = PiCIENet(create_backbone("test_efficientnet", pretrained=False), D)
+    return ClusterTree(net, F.normalize(torch.randn(30, D), dim=1), torch.ones(30), size=64).at(5)
+
+def class_at(seg, im, x, y):
+    c = seg(im).clusters
+    return seg.labels.names[c[int(y*c.shape[0]), int(x*c.shape[1])]]
+
+
+def test_clicks_hold(segmenter):
+    seg = segmenter.hinted(CLICKS)
+    assert [class_at(seg, *c[:3]) for c in CLICKS] == [c[3] for c in CLICKS]
+    assert set(seg.labels.names) == {"road", "sky", "tree", "water"} and seg.hint_report()["failed"] == []
+    assert segmenter.labels.names[0] == "cluster 0" and not segmenter.hints # the old one is as it was
+    assert seg.net is segmenter.net
+
+def test_calls_add_up(segmenter, tmp_path):
+    "In one call, in several, or through a file without the images: the same"
+    once, twice = segmenter.hinted(CLICKS), segmenter.hinted(CLICKS[:2]).hinted(CLICKS[2:])
+    file = segmenter.hinted(CLICKS[:3]).save(tmp_path/"m.safetensors")
+    later = Segmenter.load(file).hinted(CLICKS[3:])
+    for o in (twice, later):
+        assert torch.equal(o.centroids, once.centroids) and o.labels.names == once.labels.names
+        assert [h.to_dict() for h in o.hints] == [h.to_dict() for h in once.hints]
+
+def test_the_file(segmenter, tmp_path):
+    photo = tmp_path/"private"/"photo.png"
+    photo.parent.mkdir()
+    PHOTO.save(photo)
+    seg = segmenter.hinted([Hint(photo, .1, .2, "road"), Hint(PHOTO, .9, .8, "road", False)])
+    again = Segmenter.load(seg.save(tmp_path/"m.safetensors"))
+    with safe_open(tmp_path/"m.safetensors", "pt") as f: text = f.metadata()["picie_nb"]
+    told = json.loads(text)["hints"]
+    assert told[0] == dict(image="photo.png", x=.1, y=.2, name="road", yes=True) and "private" not in text
+    assert len(told[1]["image"]) == 12 and told[1]["yes"] is False
+    assert torch.equal(again.fine, seg.fine) and torch.equal(again.hints[0].z, seg.hints[0].z)
+    assert np.array_equal(again(OTHER).clusters, seg(OTHER).clusters) and again.labels == seg.labels
+
+def test_old_files_open(segmenter, tmp_path):
+    "A file without small clusters and hints, as earlier versions wrote it"
+    segmenter.save(tmp_path/"new.safetensors")
+    with safe_open(tmp_path/"new.safetensors", "pt") as f:
+        header, arrays = json.loads(f.metadata()["picie_nb"]), {k: f.get_tensor(k) for k in f.keys() if k != "fine"}
+    del header["hints"]
+    save_file(arrays, tmp_path/"old.safetensors", metadata={"picie_nb": json.dumps(header)})
+    old = Segmenter.load(tmp_path/"old.safetensors")
+    assert old.fine is None and old.hints == []
+    seg = old.hinted(CLICKS) # from the clusters themselves
+    assert [class_at(seg, *c[:3]) for c in CLICKS] == [c[3] for c in CLICKS]
+
+def test_no(segmenter):
+    "Not road: the nearest other class, or a class of its own"
+    a, b = (PHOTO, .1, .2), (PHOTO, .9, .8)
+    assert segmenter.hinted([(*a, "road"), (*b, "road", False)]).labels.names == ["road", "not road"]
+    seg = segmenter.hinted([(*a, "road"), (OTHER, .5, .5, "sky"), (*b, "road", False)])
+    assert class_at(seg, *b) == "sky" and class_at(seg, *a) == "road" and set(seg.labels.names) == {"road", "sky"}
+    seg = seg.hinted([(*b, "sky", False)]) # neither, then
+    assert class_at(seg, *b) in ("not road", "not sky")
+
+def test_later_click_counts(segmenter):
+    with pytest.warns(UserWarning, match="1 of 2 clicks contradict a later one"):
+        seg = segmenter.hinted([(PHOTO, .1, .2, "road"), (PHOTO, .1, .2, "sky")])
+    assert seg.labels.names == ["sky"] and len(seg.hints) == 1
+    with pytest.warns(UserWarning, match="contradict"): seg = seg.hinted([(PHOTO, .1, .2, "sky", False)])
+    assert seg.labels.names == ["not sky"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error") # these can be true together
+        segmenter.hinted([(PHOTO, .1, .2, "road"), (PHOTO, .1, .2, "sky", False), (PHOTO, .1, .2, "road")])
+
+def test_split_small_cluster():
+    "Two names inside one small cluster: both hold, and the report says so"
+    fine = F.normalize(torch.tensor([[1., 0, 0], [0, 1, 0], [0, 0, 1]]), dim=1)
+    z = F.normalize(torch.tensor([[1, .05, 0], [1, 0, .05], [0, 1, .1]]), dim=1)
+    mu = fit_classes(fine, z, torch.tensor([0, 1, 0]))
+    assert (z@mu.T).argmax(1).tolist() == [0, 1, 0]
+
+def test_report_of_a_split(segmenter):
+    import dataclasses
+    u = F.normalize(segmenter.fine[0], dim=0)
+    v = F.normalize(u+.05*F.normalize(segmenter.fine[1], dim=0), dim=0)
+    seg = segmenter.hinted([Hint("a", .1, .1, "road", z=u), Hint("a", .2, .1, "sky", z=v), Hint("a", .9, .9, "sky", z=F.normalize(segmenter.fine[7], dim=0))])
+    assert seg.hint_report() == dict(clicks=dict(road=1, sky=2), split=[["road", "sky"]], failed=[])
+
+def test_names_spread():
+    "Two arcs: names go along an arc, not across the gap to the other, though a click there is nearer"
+    arc = lambda a, b, n: torch.stack([torch.linspace(a, b, n).cos(), torch.linspace(a, b, n).sin(), torch.zeros(n)], 1)
+    fine = torch.cat([arc(0, 1.6, 40), arc(2.1, 2.5, 12)])
+    got = spread_names(fine, fine[[0, -1]], torch.tensor([0, 1]))
+    assert got[:40].tolist() == [0]*40 and got[40:].tolist() == [1]*12
+    assert (fine[39]@fine[51]) > (fine[39]@fine[0]) # nearest click: the other
+
+def test_given_names_stay(segmenter):
+    "What was named by hand keeps its name; renaming later reaches the clicks"
+    seg = segmenter.named({0: "road", 1: "sky"}).hinted([(PHOTO, .5, .5, "tree")])
+    assert set(seg.labels.names) == {"road", "sky", "tree"}
+    old = segmenter.labels.palette
+    assert seg.labels.palette[seg.labels.names.index("sky")].tolist() == old[1].tolist()
+    new = seg.named({"tree": "plant"}).merged({"ground": ["road", "sky"]})
+    assert sorted(h.name for h in new.hints) == ["ground", "ground", "plant"]
+    assert set(new.hinted([(OTHER, .1, .1, "plant")]).labels.names) == {"ground", "plant"}
+
+def test_colours_are_distinct(segmenter):
+    seg = segmenter.hinted([(PHOTO, x, y, f"{x}{y}") for x in (.1, .3, .5, .7, .9) for y in (.1, .5, .9)])
+    assert len(np.unique(seg.labels.palette, axis=0)) == 15
+
+def test_dozens_in_a_second(segmenter):
+    g = torch.Generator().manual_seed(0)
+    seg = segmenter._with(fine=torch.randn(243, D, generator=g))
+    hints = [Hint("a", .5, .5, f"class {i % 12}", z=F.normalize(torch.randn(D, generator=g), dim=0)) for i in range(60)]
+    took = []
+    for _ in range(3):
+        start = time.perf_counter(); seg.hinted(hints); took.append(time.perf_counter()-start)
+    assert min(took) < 1
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 8))
+def test_always_holds(seed, n, k):
+    "Up to 40 random clicks in 64 dimensions"
+    g = torch.Generator().manual_seed(seed)
+    fine, z = (F.normalize(torch.randn(m, 64, generator=g), dim=1) for m in (50, n))
+    y = torch.randint(k, (n,), generator=g).unique(return_inverse=True)[1]
+    mu = fit_classes(fine, z, y)
+    assert mu.shape == (int(y.max())+1, 64) and torch.equal((z@mu.T).argmax(1), y)
+
+@pytest.mark.parametrize("hints, told", [([(PHOTO, 64, 20, "road")], "fractions of width and height"), ([(PHOTO, .5)], "a click is"), ([3], "a click is"),
+    ([(PHOTO, .5, .5, "")], "a name"), ([(PHOTO, .5, .5, 3)], "a name"), ([("none.png", .5, .5, "road")], "none.png")])
+def test_mistakes(segmenter, hints, told):
+    with pytest.raises((ValueError, FileNotFoundError), match=told): segmenter.hinted(hints)
+
+def test_other_readouts(segmenter):
+    seg = segmenter._with(readout="euclidean").hinted(CLICKS)
+    assert seg.readout == "dot" and [class_at(seg, *c[:3]) for c in CLICKS] == [c[3] for c in CLICKS]
