@@ -376,6 +376,7 @@ def picie_segment(
     min_area:int=0, # of annotations: pixels; smaller pieces join those around them
     tolerance:float=0, # of annotations: pixels by which outlines are simplified
     leave_out:str=None, # of annotations: clusters that are left out, for example sky,3
+    shard:str=None, # one part of the work, as 2/3, or join; default: torchrun's, or all
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
@@ -388,22 +389,28 @@ def picie_segment(
     jobs = _jobs(paths, None if format else out)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
     how = _how(format, overlay, masks, min_area, tolerance, leave_out)
-    seg = _onnx_of(model) if onnx else Segmenter.load(model)
+    if format and (shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise ValueError("--shard and torchrun divide maps, not annotations: "
+                         "leave out --format, or work in one process")
     json = _writable(json, "--json") if json else None
     if out.is_file() and not format:
         raise ValueError(f"--out {out} is a file: give the name of a folder")
+    if shard == "join": return _join(out, jobs, model, json)
+    part = _shard(shard, out, model, json, size=size, onnx=onnx, overlay=overlay)
+    jobs = part.todo(jobs) if part else jobs
+    seg = _onnx_of(model) if onnx else Segmenter.load(model, _device(part))
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
-    else: done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet)
+    else: done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet, part)
     what = f"{format} annotations of {len(done)} images" if format else (
-        f"{len(done)} segmentations, legend.json and manifest.json")
+        f"{len(done)} segmentations, {part.path.name if part else 'legend.json and manifest.json'}")
     print(f"wrote {what} to {out}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
     report = dict(images=len(done), files=done, failed=failed, out=str(out))
     if not format: report["legend"] = legend
     if json: print(f"wrote {_write_json(json, report)}")
-    return 1 if failed else 0
+    return 1 if failed and not part else 0
 
 # %% ../nbs/cli.ipynb #7618f6c8
 def _onnx_of(model):
@@ -431,20 +438,25 @@ def _legend(seg, pixels)->list:
     return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
             for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
 
-def _write_maps(seg, jobs, results, out, overlay, quiet)->tuple:
+def _write_maps(seg, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
     from picie_nb.data.folders import _drawing
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     for (f, rel), s in zip(jobs, results):
-        if isinstance(s, tuple): failed.update([s]); continue
+        if isinstance(s, tuple):
+            failed.update([s])
+            if part: part.done(f, rel, failed=s[1])
+            continue
         s.save(out/rel)
         done[rel.as_posix()] = os.path.abspath(f)
         if overlay:
             (over := s.overlay()).thumbnail((65500, 65500)) # a JPEG holds no more
             over.save((out/rel).with_suffix(".overlay.jpg"), quality=92, **_drawing())
-        pixels += np.bincount(s.clusters.ravel(), minlength=len(pixels))
+        pixels += (n := np.bincount(s.clusters.ravel(), minlength=len(pixels)))
+        if part: part.done(f, rel, pixels=n.tolist())
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
     legend = _legend(seg, pixels)
+    if part: return done, failed, legend # `--shard join` writes them, of all parts
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
     return done, failed, legend
@@ -519,6 +531,47 @@ def _manifest(out)->dict:
     try: old = json.loads((out/"manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): old = {}
     return {k: v for k, v in old.items() if (out/k).exists()} if isinstance(old, dict) else {}
+
+# %% ../nbs/cli.ipynb #24ceeb24
+def _shard(shard, out, model, json, **settings):
+    "The part of the photos that this process segments; None: all of them, in one go"
+    from picie_nb.use.stream import Shard, _records
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    if shard is None and n > 1: shard = f"{int(os.environ['RANK'])+1}/{n}" # torchrun
+    parts = _records(out)
+    if parts and not shard:
+        raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, or give another folder")
+    if not shard: return
+    if json: raise ValueError("--json: of several parts, --shard join writes one report")
+    if (out/"manifest.json").exists() and not parts:
+        raise ValueError(f"--out {out} holds maps that were made without --shard, by a model that is not known: "
+                         "give another folder")
+    return Shard(out, shard, model, **settings)
+
+def _device(part=True):
+    "This process's GPU, where there is one; None: the CPU"
+    n = torch.cuda.device_count() if part else 0
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))%n}" if n else None
+
+# %% ../nbs/cli.ipynb #cdc389be
+def _join(out, jobs, model, json)->int:
+    "Report what all parts have done, and write legend and manifest"
+    from picie_nb.segmenter import Segmenter
+    from picie_nb.use.stream import join_shards
+    r = join_shards(out, jobs, model)
+    done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
+    seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
+    pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
+    legend = _legend(seg, pixels)
+    _write_json(out/"legend.json", legend)
+    _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
+    print(f"{len(done)} done, {len(failed)} failed, {len(missing)} missing; "
+          f"wrote legend.json and manifest.json to {out}")
+    for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
+    for f in missing[:10]: print(f"missing: {f}", file=sys.stderr)
+    report = dict(images=len(done), failed=failed, missing=missing, out=str(out), legend=legend)
+    if json: print(f"wrote {_write_json(json, report)}")
+    return 1 if failed or missing else 0
 
 # %% ../nbs/cli.ipynb #c02e9f26
 @command
