@@ -1,5 +1,5 @@
 "Parts of a large work, in several processes that are killed: no photo twice, none missing"
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, signal, subprocess, sys
 from collections import Counter
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -9,7 +9,7 @@ from picie_nb.backbone import create_backbone
 from picie_nb.cli import picie_segment
 from picie_nb.data.scenes import ToyScenes
 from picie_nb.fpn import PiCIENet
-from picie_nb.segmenter import Segmenter
+from picie_nb.segmenter import Segmentation, Segmenter
 from picie_nb.use.stream import Shard, join_shards
 
 N, BAD = 60, 2
@@ -56,24 +56,26 @@ def child(f):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is needed to start many processes quickly")
 def test_killed(world, tmp_path):
-    "Three processes, again and again; in each round one is killed somewhere, until there is nothing left to do"
-    out, rng, kills, torch_threads = tmp_path/"out", random.Random(0), 0, torch.get_num_threads()
+    "Three processes, killed before or after a photo is written, until there is nothing left to do"
+    out, torch_threads, save = tmp_path/"out", torch.get_num_threads(), Segmentation.save
     torch.set_num_threads(1) # what is forked must not wait for threads that it has not
-    def part(i): return picie_segment(str(world/"one.safetensors"), str(world/"photos"), out=str(out), shard=f"{i}/3", bs=2, quiet=True)
+    def part(i, n, after):
+        "Part `i`; killed at its photo number `n`"
+        left = [n]
+        def dying(s, path):
+            left[0] -= 1
+            if left[0] == 0 and not after: os.kill(os.getpid(), signal.SIGKILL)
+            res = save(s, path)
+            if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
+            return res
+        Segmentation.save = dying # in this process alone
+        return picie_segment(str(world/"one.safetensors"), str(world/"photos"), out=str(out), shard=f"{i}/3", bs=2, quiet=True)
     try:
-        for turn in range(20):
-            before, victim = sum(made(out).values()) if out.exists() else 0, rng.randrange(3)
-            pids = [child(lambda i=i: part(i)) for i in (1, 2, 3)]
-            if turn < 6:
-                end, more = time.time()+20, rng.randint(1, 6)
-                while time.time() < end and sum(made(out).values()) < min(before+more, N-BAD): time.sleep(.002)
-                os.kill(pids[victim], signal.SIGKILL)
+        for deaths in ([3, 7, 5], [1, 6, 99], [2, 99, 99], [99, 99, 99]): # 99: none
+            pids = [child(lambda i=i, n=n: part(i+1, n, (i+n)%2)) for i, n in enumerate(deaths)]
             status = [os.waitpid(p, 0)[1] for p in pids]
-            kills += sum(s == signal.SIGKILL for s in status)
-            assert all(s in (0, signal.SIGKILL) for s in status), status
-            if not any(status): break
+            assert status == [0 if n == 99 else signal.SIGKILL for n in deaths]
     finally: torch.set_num_threads(torch_threads)
-    assert kills >= 2
     assert picie_segment(str(world/"one.safetensors"), str(world/"photos"), out=str(out), shard="join", quiet=True) == 1 # some are broken
     check(world, out)
 
