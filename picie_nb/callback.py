@@ -46,7 +46,7 @@ class ClusterCallback(Callback):
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # running statistics in training, or the batch's ("train")
         n_pixels:int=400, # pixels sampled from each image for K-means; None: all
-        interior:float=1., # share of an image's pixels, inside of things, for the readout
+        interior:float=1., # share of an image that the readout samples: the inside
         n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
@@ -196,11 +196,12 @@ def stream(self:ClusterCallback,
         n, zs = 0, [None for _ in which]
         if x is not None and not augment: # the size that the readout is made for
             self.read_at = min(self.input_size(x))
-        if x is not None and not (i and len(x) == 1 and model.training): # 1: no BatchNorm
+        if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
                          for v in which))
-            zs = [sample_pixels(self.feature(v, f, drawn[0]), self.n_pixels, None, interior)
+            sample = partial(sample_pixels, n=self.n_pixels, interior=interior)
+            zs = [sample(self.feature(v, f, drawn[0]))
                   for v, f in zip(which, fs if len(which) > 1 else [fs])]
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
@@ -228,8 +229,8 @@ def kmeans(self:ClusterCallback,
     gen = torch.Generator(device="cpu").manual_seed(torch.randint(2**31, (1,)).item())
     k = max(self.n_clusters, min(k or 0, len(z))) # finer than K: as fine as z allows
     if k > len(z):
-        raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} pixels "
-                         "to cluster: choose fewer clusters, or give more or larger images")
+        raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} "
+                         "pixels to cluster: choose fewer clusters, or give more images")
     def fit():
         return kmeans(z, k, self.n_iter, self.init if init is None else init,
                       self.spherical, self.engine, self.n_init, gen)
@@ -269,7 +270,7 @@ def set_heads(self:ClusterCallback,
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
-    self.mu_eval = self.fine = self.made = None # they belong to the network before this epoch
+    self.mu_eval = self.fine = self.made = None # of the network before this epoch
     if self.labels != "start" or self.snapshot is None: self.cluster()
     self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
     if self.batchnorm == "train": return
@@ -409,8 +410,8 @@ def ready(self:ClusterCallback):
 def kept(self:ClusterCallback):
     "Afterwards teacher, centroids and readout are what they were"
     was = {k: getattr(self, k)
-           for k in ("mu", "mu_eval", "fine", "snapshot", "heads", "health", "read_at", "made",
-                     "moved", "steps")}
+           for k in ("mu", "mu_eval", "fine", "snapshot", "heads", "health", "read_at",
+                     "made", "moved", "steps")}
     try: yield
     finally: self.__dict__.update(was)
 
@@ -455,8 +456,8 @@ def after_batch(self:ClusterCallback):
     if not self.training: return
     self.steps += 1
     if not torch.isfinite(self.learn.loss):
-        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} of "
-                         f"epoch {self.epoch+1}: lower the learning rate, "
+        raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} "
+                         f"of epoch {self.epoch+1}: lower the learning rate, "
                          "or look for broken images")
     loss, n = self.learn.loss_func.loss, self.health.get("n", 0)
     for k in self.terms:
@@ -523,7 +524,7 @@ class PiCIEConfig:
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
     view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
     average:float = .5      # share of the way from the start that is kept
-    interior:float = .5     # share of an image, inside of things, that the readout samples
+    interior:float = .5     # share of an image that the readout samples: the inside
     merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate
@@ -556,8 +557,8 @@ def check(self:PiCIEConfig):
             raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
     if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
     if min(self.overcluster, self.merge_from) < 1 or self.refine < 0:
-        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, refine={self.refine}: "
-                         "the first two must be at least 1, refine at least 0")
+        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, "
+                         f"refine={self.refine}: the first two must be at least 1, refine at least 0")
     if not 0 <= self.colour <= 10/3:
         raise ValueError(f"colour={self.colour}: from 0 (no change) to 10/3 (anything)")
     if self.average < 1 and self.labels != "start":

@@ -402,9 +402,11 @@ def picie_segment(
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
-    else: done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet, part)
-    what = f"{format} annotations of {len(done)} images" if format else (
-        f"{len(done)} segmentations, {part.path.name if part else 'legend.json and manifest.json'}")
+    else:
+        done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet, part)
+    notes = part.path.name if part else "legend.json and manifest.json"
+    maps = f"{len(done)} segmentations, {notes}"
+    what = f"{format} annotations of {len(done)} images" if format else maps
     print(f"wrote {what} to {out}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
     report = dict(images=len(done), files=done, failed=failed, out=str(out))
@@ -540,11 +542,12 @@ def _shard(shard, out, model, json, **settings):
     if shard is None and n > 1: shard = f"{int(os.environ['RANK'])+1}/{n}" # torchrun
     parts = _records(out)
     if parts and not shard:
-        raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, or give another folder")
+        raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, or give another "
+                         "folder")
     if not shard: return
     if json: raise ValueError("--json: of several parts, --shard join writes one report")
     if (out/"manifest.json").exists() and not parts:
-        raise ValueError(f"--out {out} holds maps that were made without --shard, by a model that is not known: "
+        raise ValueError(f"--out {out} holds maps that were made without --shard, by an unknown model: "
                          "give another folder")
     return Shard(out, shard, model, **settings)
 

@@ -315,7 +315,7 @@ def sample_pixels(
     if n is not None and n < 1:
         raise ValueError(f"n={n} pixels per image: must be at least 1, or None for all")
     if not 0 < interior <= 1:
-        raise ValueError(f"interior={interior}: the share to draw from is above 0, at most 1")
+        raise ValueError(f"interior={interior}: a share above 0, at most 1")
     def take(z, idx): return z.gather(2, idx[:, None].expand(-1, z.shape[1], -1))
     b, d, h, w = z.shape
     m, even = max(1, round(interior*h*w)), evenness(z) if interior < 1 else None

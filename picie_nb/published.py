@@ -294,7 +294,8 @@ class PublishedConfig(PiCIEConfig):
 
 # %% ../nbs/published.ipynb #2872a4b8
 _COMMON = dict(freeze=0, overcluster=1, labels="snapshot", view_scale=1., average=1.,
-               merge_from=1, interior=1., refine=0, pca_init=False, batchnorm="train", lr=1e-4,
+               merge_from=1, interior=1., refine=0, pca_init=False, batchnorm="train",
+               lr=1e-4,
                schedule="constant")
 PUBLISHED = dict(
     paper=dict(_COMMON, p_grey=.2, spherical=True, metric="cosine", logits="cosine",
