@@ -156,7 +156,8 @@ def hint_report(self:Segmenter)->dict:
     "Clicks of each class; names that share a small cluster; clicks that do not hold"
     if not self.hints: return dict(clicks={}, split=[], failed=[])
     z, names = torch.stack([h.z for h in self.hints]), _resolved(self.hints)
-    found = (F.normalize(self.fine, dim=1)@z.T).argmax(0).tolist()
+    fine = (self.centroids if self.fine is None else self.fine).cpu()
+    found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
     owner = self.groups or range(len(self.centroids))
     says = [self.labels.names[owner[i]] for i in (z@self.centroids.cpu().T).argmax(1)]
     split = {k: sorted({n for n, f in zip(names, found) if f == k}) for k in sorted(set(found))}
