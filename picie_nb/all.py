@@ -29,4 +29,5 @@ from .use.gallery import *
 from .use.hints import *
 from .use.names import *
 from .use.widgets import *
+from .use.app import PhotoProject, picie_app, serve_app
 from .cli import picie_demo, picie_train, picie_segment, picie_evaluate, picie_check, picie_gallery, picie_export

@@ -6,7 +6,7 @@ Docs: https://picie-nb.github.io/picie_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'command', 'table_row', 'picie_train', 'picie_check', 'picie_segment', 'picie_gallery', 'picie_export',
-           'picie_evaluate', 'picie_demo']
+           'picie_evaluate', 'picie_app', 'picie_demo']
 
 # %% ../nbs/cli.ipynb #18acd58d
 import inspect, io, json, os, random, re, signal, sys, tempfile, time, unicodedata, warnings
@@ -717,6 +717,19 @@ def _confusion_picture(ev, path):
     ev.plot_confusion(fig.subplots())
     fig.savefig(path, dpi=120, metadata={"Comment": _MARK} if Path(path).suffix.lower() == ".png" else None)
     return path
+
+# %% ../nbs/cli.ipynb #5ab0e1f1
+@command
+def picie_app(
+    folder:str, # of photos
+    model:str=None, # a segmenter to begin with, if none is saved in OUT
+    out:str=None, # folder for all that is written; default: FOLDER-picie
+    port:int=0, # of the page; 0: any that is free
+    browser:bool=True, # open the page? --no-browser: only print its address
+):
+    "Train, name, correct and export on a page in the browser"
+    from picie_nb.use.app import serve_app
+    serve_app(folder, model, out, port, browser)
 
 # %% ../nbs/cli.ipynb #9bb9254b
 @command
