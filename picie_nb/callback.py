@@ -230,7 +230,7 @@ def kmeans(self:ClusterCallback,
     k = max(self.n_clusters, min(k or 0, len(z))) # finer than K: as fine as z allows
     if k > len(z):
         raise ValueError(f"n_clusters={k}, but the training images gave only {len(z)} "
-                         "pixels to cluster: choose fewer clusters, or give more images")
+                         "pixels to cluster: choose fewer clusters or give more images")
     def fit():
         return kmeans(z, k, self.n_iter, self.init if init is None else init,
                       self.spherical, self.engine, self.n_init, gen)

@@ -403,7 +403,8 @@ def picie_segment(
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
     else:
-        done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet, part)
+        done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet,
+                                           part)
     notes = part.path.name if part else "legend.json and manifest.json"
     maps = f"{len(done)} segmentations, {notes}"
     what = f"{format} annotations of {len(done)} images" if format else maps

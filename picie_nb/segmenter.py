@@ -504,9 +504,11 @@ def _centroids(path, h:dict, arrays:dict)->tuple:
 
 def _finer(path, h:dict, arrays:dict)->dict:
     "Take the smaller clusters and the hints out of the arrays, if there are any"
-    fine, zs, hints = arrays.pop("fine", None), arrays.pop("hints", torch.zeros(0, h["dim"])), h.get("hints", [])
+    fine, hints = arrays.pop("fine", None), h.get("hints", [])
+    zs = arrays.pop("hints", torch.zeros(0, h["dim"]))
     if fine is not None and fine.shape[1:] != (h["dim"],):
-        raise ValueError(f"{path}: smaller clusters have {h['dim']} dimensions, not the shape {tuple(fine.shape)}")
+        raise ValueError(f"{path}: smaller clusters have {h['dim']} dimensions, not the shape "
+                         f"{tuple(fine.shape)}")
     kinds = dict(image=str, x=(int, float), y=(int, float), name=str, yes=bool)
     def ok(o): return isinstance(o, dict) and o.keys() == kinds.keys() and all(
         isinstance(o[k], t) for k, t in kinds.items()) and 0 <= o["x"] <= 1 and 0 <= o["y"] <= 1

@@ -76,7 +76,7 @@ def _border_counts(c, k):
     return (n+n.T).numpy()
 
 def _box(size, x, y, side):
-    "Left, upper, right and lower end of a square around a point, moved into the image where it would stick out"
+    "Ends of a square around a point, moved into the image where it would stick out: left, upper, right, lower"
     side = min(side, *size)
     x0, y0 = (int(min(max(o-side/2, 0), n-side)) for o, n in zip((x, y), size))
     return x0, y0, x0+side, y0+side
@@ -125,7 +125,8 @@ def cluster_gallery(
         borders += _border_counts(c, k)
         for j, (v, place) in enumerate(zip(*m.flatten(1).max(1))):
             if v <= 0 or len(best[j]) == n and v <= best[j][-1].margin: continue
-            best[j].append(_patch_at(_source(i, source), im, place, c.shape, v, side, c == j))
+            best[j].append(_patch_at(_source(i, source), im, place, c.shape, v, side,
+                                     c == j))
             best[j] = sorted(best[j], key=lambda o: -o.margin)[:n]
     return _gallery(segmenter, images, counts, borders, best, failed)
 

@@ -24,7 +24,7 @@ def spread_names(
     z:Tensor, # features of the clicks, unit length, (m,D)
     y:Tensor, # class of each click, from 0 without gaps, (m,)
 )->Tensor: # class of each small cluster, (n,)
-    "Let names go from clicks to the small clusters around them, and on to their neighbours"
+    "Let names go from clicks to the small clusters around them, and to their neighbours"
     p, n = torch.cat([fine, z]), len(fine)
     s = (p@p.T).fill_diagonal_(-1)
     near = s.topk(min(10, len(p)-1), 1)
@@ -105,7 +105,9 @@ def _latest(hints)->list:
     "Of two that contradict each other at the same place, the later"
     z = torch.stack([h.z for h in hints])
     drop = {i for i, j in (z@z.T > .99999).triu(1).nonzero().tolist() if _clash(hints[i], hints[j])}
-    if drop: warnings.warn(f"{len(drop)} of {len(hints)} clicks contradict a later one at the same place: the later "
+    if drop:
+        warnings.warn(f"{len(drop)} of {len(hints)} clicks contradict a later one at the same place: the "
+                      f"later "
                            "counts")
     return [h for i, h in enumerate(hints) if i not in drop]
 
@@ -124,7 +126,8 @@ def _class_colors(segmenter, hints, names)->np.ndarray:
     "A class keeps its colour, or takes that of the nameless cluster of its first click, or a new one"
     labels, owner = segmenter.labels, segmenter.groups or range(len(segmenter.centroids))
     old = dict(zip(labels.names, map(tuple, labels.palette.tolist())))
-    res, more = {n: old[n] for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
+    res, more = {n: old[n]
+                 for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
     for h, n in zip(hints, names):
         found = labels.names[owner[int((segmenter.centroids.cpu()@h.z).argmax())]]
         first = [old[found]] if re.fullmatch(r"cluster \d+", found) else []
@@ -160,7 +163,8 @@ def hint_report(self:Segmenter)->dict:
     found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
     owner = self.groups or range(len(self.centroids))
     says = [self.labels.names[owner[i]] for i in (z@self.centroids.cpu().T).argmax(1)]
-    split = {k: sorted({n for n, f in zip(names, found) if f == k}) for k in sorted(set(found))}
+    split = {k: sorted({n for n, f in zip(names, found) if f == k})
+             for k in sorted(set(found))}
     return dict(clicks={n: names.count(n) for n in dict.fromkeys(names)},
                 split=[o for o in split.values() if len(o) > 1],
                 failed=[i for i, (n, s) in enumerate(zip(names, says)) if n != s])

@@ -23,21 +23,26 @@ def cluster_looks(
 )->list: # two PIL images
     "A patch in its context, and with all that is not of the cluster in grey"
     if patch.mask is None: return [patch.image]
-    grey = Image.new("RGB", patch.image.size, (122, 116, 104)) # the mean of CLIP's images
+    # the mean of CLIP's images
+    grey = Image.new("RGB", patch.image.size, (122, 116, 104))
     return [patch.image, Image.composite(patch.image, grey, patch.mask)]
 
 # %% ../../nbs/use/names.ipynb #d102b766
-_ADE20K = '''wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
-table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
-seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
-counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
-screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop,
-stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck,
-tower, chandelier, awning, streetlight, booth, television, airplane, dirt track, apparel, pole, land, bannister,
-escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
-swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank,
-trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
-traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag'''
+_ADE20K = '''wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
+person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa,
+shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp,
+bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand,
+sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool
+table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet,
+flower, book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair,
+boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning,
+streetlight, booth, television, airplane, dirt track, apparel, pole, land, bannister,
+escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt,
+canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag,
+minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle,
+lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
+ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass,
+clock, flag'''
 
 # %% ../../nbs/use/names.ipynb #d6607653
 def word_list(
@@ -51,7 +56,8 @@ def word_list(
         try: res = label_set(alias.get(words.lower(), words)).names
         except (ValueError, FileNotFoundError):
             known = "coco-stuff, ade20k, cityscapes, "+", ".join(LABELSETS)
-            raise ValueError(f"no word list {words!r}: give a list, or one of {known}") from None
+            raise ValueError(f"no word list {words!r}: give a list, "
+                             f"or one of {known}") from None
         res = [w.replace("-other", "").replace("-", " ") for w in res]
     res = list(dict.fromkeys(w for w in res if w))
     if not res: raise ValueError("no words to choose from: give at least one")
@@ -71,16 +77,20 @@ class NameSuggestions:
         return "\n".join(["Suggestions, not applied", *rows])
 
     def _repr_html_(self):
-        labels, order = self.gallery.segmenter.labels, np.argsort(-self.gallery.shares, kind="stable")
-        return ("<table><tr><th>cluster</th><th>patches</th><th>suggestions, not applied</th></tr>"
-                + "".join(_row(self, labels, k) for k in order if self.words[k])+"</table>")
+        labels = self.gallery.segmenter.labels
+        order = np.argsort(-self.gallery.shares, kind="stable")
+        return ("<table><tr><th>cluster</th><th>patches</th><th>suggestions, not "
+                "applied</th></tr>"
+                + "".join(_row(self, labels, k) for k in order if self.words[k])
+                +"</table>")
 
 # %% ../../nbs/use/names.ipynb #0834dffc
 def _row(found, labels, k):
     "One cluster as a row of HTML"
     r, g, b = (int(o) for o in labels.palette[k])
     chip = f'<span style="display:inline-block;width:1em;height:1em;background:rgb({r},{g},{b})"></span>'
-    pics = "".join(f'<img alt="typical patch" style="width:56px;display:inline;margin:1px" src="{_data_uri(p.image)}">'
+    style = "width:56px;display:inline;margin:1px"
+    pics = "".join(f'<img alt="typical patch" style="{style}" src="{_data_uri(p.image)}">'
                    for p in found.gallery.patches[k][:3])
     words = "<br>".join(f"{html.escape(w)} {s:.2f}" for w, s in found.words[k])
     share = f"{found.gallery.shares[k]:.0%}"
@@ -90,7 +100,8 @@ def _encoded(encode, items, what):
     "Unit vectors of a list, (n,D)"
     z = torch.as_tensor(encode(items)).detach().float().cpu()
     if z.ndim != 2 or len(z) != len(items):
-        raise ValueError(f"{what} must give one vector for each of {len(items)} items, (n,D), not {tuple(z.shape)}")
+        raise ValueError(f"{what} must give one vector for each of {len(items)} items, (n,D), not "
+                         f"{tuple(z.shape)}")
     return F.normalize(z, dim=1)
 
 # %% ../../nbs/use/names.ipynb #abe726ab
@@ -103,14 +114,16 @@ def suggest_names(
 )->NameSuggestions: # a table, which names nothing by itself
     "Rank words for each cluster by its typical patches"
     words, scale = word_list(words), getattr(encoder, "scale", 100)
-    t = _encoded(encoder.encode_texts, [prompt.format(w) for w in words], "encode_texts")
+    t = _encoded(encoder.encode_texts, [prompt.format(w) for w in words],
+                 "encode_texts")
     res = []
     for patches in gallery.patches:
         looks = [o for p in patches for o in cluster_looks(p)]
         if not looks: res.append([]); continue # a cluster that does not occur
         z = _encoded(encoder.encode_images, looks, "encode_images")
         top = (scale*z@t.T).softmax(1).mean(0).topk(min(n, len(words)))
-        res.append([(words[i], float(s)) for s, i in zip(*map(torch.Tensor.tolist, top))])
+        res.append([(words[i], float(s))
+                    for s, i in zip(*map(torch.Tensor.tolist, top))])
     return NameSuggestions(gallery, res)
 
 # %% ../../nbs/use/names.ipynb #ebec9523
@@ -124,7 +137,8 @@ def apply(self:NameSuggestions,
     names = list(seg.labels.names)
     some = range(len(names)) if clusters is None else [seg._number(c) for c in clusters]
     for k in some:
-        if self.words[k] and self.words[k][0][1] >= least: names[k] = self.words[k][0][0]
+        if self.words[k] and self.words[k][0][1] >= least:
+            names[k] = self.words[k][0][0]
     for k, name in enumerate(names): classes.setdefault(name, []).append(k)
     return seg.merged(classes)
 
@@ -143,10 +157,12 @@ class ClipEncoder:
                               '"picie_nb[names]"') from None
         _check_clip(open_clip, name, weights)
         try:
-            made = open_clip.create_model_and_transforms(name, str(weights), device=device)
+            made = open_clip.create_model_and_transforms(
+                name, str(weights), device=device)
             self.tokenize = open_clip.get_tokenizer(name)
         except Exception as e: raise _no_clip(name, weights, e) from None
-        self.model, self.transform, self.device, self.bs = made[0].eval(), made[2], device, bs
+        self.model, self.transform = made[0].eval(), made[2]
+        self.device, self.bs = device, bs
         self.scale = float(self.model.logit_scale.detach().exp())
 
 # %% ../../nbs/use/names.ipynb #6ea77991
@@ -158,16 +174,20 @@ def _check_clip(open_clip, name, weights):
     if not file.suffix and len(file.parts) == 1: # the name of weights to download
         if str(weights) not in open_clip.list_pretrained_tags_by_model(name):
             raise ValueError(f"OpenCLIP has no weights {weights!r} for {name}: it has "
-                             f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}; or give a file")
+                             f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}; or give "
+                             f"a file")
     elif file.suffix != ".safetensors":
-        raise ValueError(f"{weights}: give the weights as a .safetensors file, which runs no code when it is opened")
+        raise ValueError(f"{weights}: give the weights as a .safetensors file, which runs no code when it is "
+                         f"opened")
     elif not file.is_file(): raise FileNotFoundError(f"{weights}: no such file")
 
 def _no_clip(name, weights, e):
     "What to say if the weights could not be had"
     why = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
-    if Path(str(weights)).is_file(): return ValueError(f"{weights} does not hold the weights of {name}: {why}")
-    return ValueError(f"the weights {weights} of {name} could not be downloaded ({why}): copy their .safetensors "
+    if Path(str(weights)).is_file():
+        return ValueError(f"{weights} does not hold the weights of {name}: {why}")
+    return ValueError(f"the weights {weights} of {name} could not be downloaded ({why}): copy their "
+                      f".safetensors "
                       "file from a machine with a network, and give its path as weights")
 
 # %% ../../nbs/use/names.ipynb #6ff1bebf

@@ -224,8 +224,10 @@ def join_shards(
     if not rows: raise FileNotFoundError(f"{out} holds no record of a part")
     _same(out, model and {**rows[0].get("made_by", {}), "segmenter": _digest(model)})
     rows = [o for o in rows if "map" in o]
-    done = {o["map"]: o for o in rows if "failed" not in o and (Path(out)/o["map"]).exists()}
-    failed = {o["photo"]: o["failed"] for o in rows if "failed" in o and o["map"] not in done}
+    done = {o["map"]: o for o in rows if "failed" not in o
+            and (Path(out)/o["map"]).exists()}
+    failed = {o["photo"]: o["failed"] for o in rows if "failed" in o
+              and o["map"] not in done}
     names = {Path(o).as_posix(): os.path.abspath(f) for f, o in jobs}
     missing = [f for o, f in names.items() if o not in done and f not in failed]
     return dict(done=done, failed=failed, missing=missing)
