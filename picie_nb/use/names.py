@@ -37,7 +37,7 @@ table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee tab
 flower, book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair,
 boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning,
 streetlight, booth, television, airplane, dirt track, apparel, pole, land, bannister,
-escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt,
+escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyor belt,
 canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag,
 minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle,
 lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
