@@ -22,6 +22,7 @@ from .training.distributed import *
 from .training.checkpoint import *
 from .training.health import *
 from .use.stream import *
+from .use.large import *
 from .use.tree import *
 from .use.annotations import *
 from .use.deploy import *

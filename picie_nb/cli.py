@@ -365,7 +365,7 @@ def picie_check(
 @command
 def picie_segment(
     model:str, # a segmenter written by picie-train
-    *paths:str, # images, or folders of images
+    *paths:str, # images, folders of images, or videos
     out:str="segments", # folder to write to
     overlay:bool=False, # write the image with its clusters painted over it as well?
     size:int=None, # short side in the network, tiled if large; default: the segmenter's
@@ -377,6 +377,11 @@ def picie_segment(
     tolerance:float=0, # of annotations: pixels by which outlines are simplified
     leave_out:str=None, # of annotations: clusters that are left out, for example sky,3
     shard:str=None, # one part of the work, as 2/3, or join; default: torchrun's, or all
+    geo:bool=False, # PATHs are maps of any size: write GeoTIFFs, by windows
+    scale:float=1., # with --geo, a map's pixels in one of the network, along a side
+    bands:str=None, # with --geo, numbers of those for red, green, blue, as 4,3,2
+    polygons:int=None, # with --geo, write GeoJSON too, of segments of so many pixels
+    every:int=25, # of a video, a PNG for every so many frames
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
 ):
@@ -385,6 +390,12 @@ def picie_segment(
     import picie_nb.use.stream
     _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
     _need_images(paths, "picie-segment")
+    if geo: return _segment_maps(model, paths, out, scale, bands, polygons, quiet, json,
+                                 size=size, onnx=onnx, shard=shard, overlay=overlay,
+                                 format=format)
+    if _videos(paths):
+        return _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json,
+                               onnx=onnx, shard=shard, format=format)
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
     jobs = _jobs(paths, None if format else out)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
@@ -535,7 +546,7 @@ def _manifest(out)->dict:
     except (OSError, ValueError): old = {}
     return {k: v for k, v in old.items() if (out/k).exists()} if isinstance(old, dict) else {}
 
-# %% ../nbs/cli.ipynb #24ceeb24
+# %% ../nbs/cli.ipynb #f84d0d24
 def _shard(shard, out, model, json, **settings):
     "The part of the photos that this process segments; None: all of them, in one go"
     from picie_nb.use.stream import Shard, _records
@@ -543,13 +554,13 @@ def _shard(shard, out, model, json, **settings):
     if shard is None and n > 1: shard = f"{int(os.environ['RANK'])+1}/{n}" # torchrun
     parts = _records(out)
     if parts and not shard:
-        raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, or give another "
-                         "folder")
+        raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, "
+                         "or give another folder")
     if not shard: return
     if json: raise ValueError("--json: of several parts, --shard join writes one report")
     if (out/"manifest.json").exists() and not parts:
-        raise ValueError(f"--out {out} holds maps that were made without --shard, by an unknown model: "
-                         "give another folder")
+        raise ValueError(f"--out {out} holds maps that were made without --shard, "
+                         "by a model that is not known: give another folder")
     return Shard(out, shard, model, **settings)
 
 def _device(part=True):
@@ -557,7 +568,67 @@ def _device(part=True):
     n = torch.cuda.device_count() if part else 0
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))%n}" if n else None
 
-# %% ../nbs/cli.ipynb #cdc389be
+# %% ../nbs/cli.ipynb #a6d94c7a
+def _each_file(f, files, out, json)->int:
+    "`f(file, path)` of all files, whatever happens to some; 1 if something has"
+    done, failed = {}, {}
+    for file, name in _names([(o, Path(Path(o).name)) for o in files]):
+        try: wrote = f(file, out/name)
+        except (ValueError, OSError) as e: failed[str(file)] = _one_line(e)
+        else:
+            done.update({str(o): os.path.abspath(file) for o in wrote})
+            print(f"wrote {' and '.join(map(str, wrote))}")
+    for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
+    report = dict(files=done, failed=failed, out=str(out))
+    if json: print(f"wrote {_write_json(_writable(json, '--json'), report)}")
+    return 1 if failed else 0
+
+def _videos(paths)->list:
+    from picie_nb.use.large import _VIDEOS
+    return [p for p in paths if Path(p).suffix.lower() in _VIDEOS and not Path(p).is_dir()]
+
+def _not_with(what, **others):
+    if bad := [k for k, v in others.items() if v]: raise ValueError(f"--{bad[0]} is not for {what}")
+
+def _bar(quiet): return sys.stdout.isatty() and not quiet
+
+# %% ../nbs/cli.ipynb #381a3b5c
+def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, **others)->int:
+    "`picie_segment` of maps, by windows"
+    from picie_nb.segmenter import Segmenter
+    from picie_nb.data.folders import image_files
+    from picie_nb.use.large import Raster, raster_polygons, segment_raster
+    _not_with("--geo", **others)
+    try: bands = [int(o) for o in bands.split(",")] if bands else None
+    except ValueError: raise ValueError(f"--bands {bands}: numbers, as 4,3,2") from None
+    seg, files = Segmenter.load(model, _device()), []
+    for p in paths: files += image_files(p) if Path(p).is_dir() else [p]
+    def one(f, path):
+        scene, tif = Raster(f, bands, scale=scale), path.with_suffix(".tif")
+        segment_raster(seg, scene, tif, progress=_bar(quiet))
+        if polygons is None: return [tif]
+        return [tif, raster_polygons(tif, path.with_suffix(".geojson"), polygons)]
+    return _each_file(one, files, Path(out), json)
+
+def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **others)->int:
+    "`picie_segment` of videos, in batches of frames"
+    from picie_nb.segmenter import Segmenter
+    from picie_nb.use.large import Frames, segment_video
+    if len(_videos(paths)) < len(paths): raise ValueError("photos and videos: one command for each")
+    _not_with("videos", **others)
+    seg = Segmenter.load(model, _device())
+    def one(f, path):
+        path, film = path.with_suffix(""), path.with_suffix(".overlay.mp4")
+        frames = Frames(seg, f, bs, size)
+        n = segment_video(frames, film if overlay else None, path, every, progress=_bar(quiet))
+        print(f"{f}: {n['frames']} frames, {n['maps']} segmentations")
+        return [path, film] if overlay else [path]
+    code = _each_file(one, paths, Path(out), json)
+    legend = _legend(seg, np.zeros(len(seg.labels)))
+    _write_json(Path(out)/"legend.json", [{k: v for k, v in o.items() if k != "share"} for o in legend])
+    return code
+
+# %% ../nbs/cli.ipynb #4e34fbe1
 def _join(out, jobs, model, json)->int:
     "Report what all parts have done, and write legend and manifest"
     from picie_nb.segmenter import Segmenter

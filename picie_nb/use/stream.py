@@ -114,7 +114,7 @@ def each(self:Segmentations):
             for i, o in enumerate(read):
                 yield self.segmenter._finish(scores.pop(i), o[1], o[0]) if i in scores else o
 
-# %% ../../nbs/use/stream.ipynb #118cfcda
+# %% ../../nbs/use/stream.ipynb #78d82f35
 class Shard:
     "One of `n` parts of a long work, with a record that survives a kill"
     def __init__(self,
@@ -134,7 +134,7 @@ class Shard:
 
     def __repr__(self): return f"Shard {self.i}/{self.n} of {self.out.name}"
 
-# %% ../../nbs/use/stream.ipynb #83e80ca4
+# %% ../../nbs/use/stream.ipynb #5e1c2e83
 def _part(text:str)->tuple:
     "(2, 3) of 2/3"
     i, _, n = str(text).partition("/")
@@ -160,7 +160,7 @@ def _locked(path):
         raise ValueError(f"{path} is in use: another process works on this part") from None
     return f
 
-# %% ../../nbs/use/stream.ipynb #5ca124ad
+# %% ../../nbs/use/stream.ipynb #868a23d0
 @patch
 def _add(self:Shard, row:dict, begin=""):
     "One more line, on the disk before anything else happens"
@@ -185,7 +185,7 @@ def _same(out, made_by=None):
             f"{out} holds maps that were made with {diff[0]} {row.get(diff[0])}, not {made_by.get(diff[0])}: "
             "go on with the same, or give another folder")
 
-# %% ../../nbs/use/stream.ipynb #3e139dc7
+# %% ../../nbs/use/stream.ipynb #732b6669
 @patch
 def todo(self:Shard,
     jobs, # (photo, name of its map in the folder) of all photos
@@ -202,7 +202,7 @@ def has(self:Shard, name)->bool: # of a map
     h = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(h, "big")%self.n == self.i-1
 
-# %% ../../nbs/use/stream.ipynb #0e8f9fe1
+# %% ../../nbs/use/stream.ipynb #09c97d97
 @patch
 def done(self:Shard,
     photo, # file
@@ -213,7 +213,7 @@ def done(self:Shard,
     photo = os.path.abspath(photo)
     self._add(dict(map=Path(name).as_posix(), photo=photo, **more))
 
-# %% ../../nbs/use/stream.ipynb #36df76fc
+# %% ../../nbs/use/stream.ipynb #d29bab21
 def join_shards(
     out, # folder that the parts wrote to
     jobs=(), # (photo, name of its map) of all photos, to know what is missing
