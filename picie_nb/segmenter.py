@@ -502,6 +502,7 @@ def _centroids(path, h:dict, arrays:dict)->tuple:
         raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
     return mu, groups
 
+# %% ../nbs/12_segmenter.ipynb #d949fd05
 def _finer(path, h:dict, arrays:dict)->dict:
     "Take the smaller clusters and the hints out of the arrays, if there are any"
     fine, hints = arrays.pop("fine", None), h.get("hints", [])

@@ -76,7 +76,7 @@ def _border_counts(c, k):
     return (n+n.T).numpy()
 
 def _box(size, x, y, side):
-    "Ends of a square around a point, moved into the image where it would stick out: left, upper, right, lower"
+    "Left, upper, right, lower end of a square around a point, moved into the image if it would stick out"
     side = min(side, *size)
     x0, y0 = (int(min(max(o-side/2, 0), n-side)) for o, n in zip((x, y), size))
     return x0, y0, x0+side, y0+side

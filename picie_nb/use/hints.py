@@ -24,7 +24,7 @@ def spread_names(
     z:Tensor, # features of the clicks, unit length, (m,D)
     y:Tensor, # class of each click, from 0 without gaps, (m,)
 )->Tensor: # class of each small cluster, (n,)
-    "Let names go from clicks to the small clusters around them, and to their neighbours"
+    "Let names go from clicks to small clusters around them, and to their neighbours"
     p, n = torch.cat([fine, z]), len(fine)
     s = (p@p.T).fill_diagonal_(-1)
     near = s.topk(min(10, len(p)-1), 1)
@@ -76,6 +76,7 @@ def _image_name(source, im)->str:
     if isinstance(source, (str, Path)): return Path(source).name
     return hashlib.sha256(np.asarray(im).tobytes()).hexdigest()[:12]
 
+# %% ../../nbs/use/hints.ipynb #16f9f315
 def _looked_up(segmenter, hints)->list:
     "Clicks with their features; the network sees each image once"
     res, seen = [], {}

@@ -434,6 +434,7 @@ def undo(self:Corrections):
     self.hints.pop(); self.places.pop()
     self._follow()
 
+# %% ../../nbs/use/widgets.ipynb #b07bc9a9
 @patch
 def pictures(self:Corrections, i:int)->list: # (title, PIL image) of image and map
     "An image with its clicks, and its classes"
@@ -444,6 +445,12 @@ def pictures(self:Corrections, i:int)->list: # (title, PIL image) of image and m
     title = f"{len(self.hints)} click{'s'*(len(self.hints) != 1)}"
     return [(title, im), (", ".join(seg.shares()), seg.overlay())]
 
+# %% ../../nbs/use/widgets.ipynb #461f3aae
+def _hint_controls(n):
+    "Number of the image, name, yes or no, undo"
+    return (_slider("image", 0, 0, n-1), w.Combobox(description="name", ensure_option=False),
+            w.Checkbox(True, description="is this (else: is not)"), w.Button(description="undo"))
+
 # %% ../../nbs/use/widgets.ipynb #885e6970
 def give_hints(
     segmenter:Segmenter, # to begin with
@@ -451,10 +458,7 @@ def give_hints(
 )->w.VBox: # with `word`, `yes`, `undo`, `number`, `click`, `status` and `fixes`
     "Type a name, click where it belongs, and see the map change"
     fixes, top, status = Corrections(segmenter, images), _Pictures(2, 2, 320), w.Label()
-    word = w.Combobox(description="name", ensure_option=False)
-    yes = w.Checkbox(True, description="is this (else: is not)")
-    undo = w.Button(description="undo")
-    number = _slider("image", 0, 0, len(fixes.images)-1)
+    number, word, yes, undo = _hint_controls(len(fixes.images))
     def redraw():
         top.update(fixes.pictures(number.value))
         status.value, word.options = fixes.told, tuple(fixes.segmenter.labels.names)
