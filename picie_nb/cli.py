@@ -409,7 +409,7 @@ def picie_segment(
     if shard == "join": return _join(out, jobs, model, json)
     part = _shard(shard, out, model, json, size=size, onnx=onnx, overlay=overlay)
     jobs = part.todo(jobs) if part else jobs
-    seg = _onnx_of(model) if onnx else Segmenter.load(model, _device(part))
+    seg = _onnx_of(model) if onnx else Segmenter.load(model, _device())
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
@@ -563,9 +563,9 @@ def _shard(shard, out, model, json, **settings):
                          "by a model that is not known: give another folder")
     return Shard(out, shard, model, **settings)
 
-def _device(part=True):
+def _device():
     "This process's GPU, where there is one; None: the CPU"
-    n = torch.cuda.device_count() if part else 0
+    n = torch.cuda.device_count()
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))%n}" if n else None
 
 # %% ../nbs/cli.ipynb #a6d94c7a
