@@ -316,14 +316,17 @@ def sample_pixels(
         raise ValueError(f"n={n} pixels per image: must be at least 1, or None for all")
     if not 0 < interior <= 1:
         raise ValueError(f"interior={interior}: a share above 0, at most 1")
-    def take(z, idx): return z.gather(2, idx[:, None].expand(-1, z.shape[1], -1))
     b, d, h, w = z.shape
-    m, even = max(1, round(interior*h*w)), evenness(z) if interior < 1 else None
-    z = z.flatten(2)
-    if interior < 1: z = take(z, even.flatten(1).topk(m, dim=1).indices)
-    if n is not None and n < m:
-        z = take(z, _rand(b, m, like=z, generator=generator).topk(n, dim=1).indices)
-    return z.transpose(1, 2).reshape(-1, d)
+    most = max(1, round(interior*h*w))
+    n = most if n is None else min(n, most)
+    if n < h*w:
+        even = evenness(z).flatten(1) if interior < 1 else z.new_zeros(b, h*w)
+        lot = _rand(b, h*w, like=z, generator=generator) if n < most else even
+        lot = lot.masked_fill(even < even.topk(most).values[:, -1:], -2)
+        idx = lot.topk(n, dim=1).indices
+        if n == most: idx = idx.sort(1).values # all of the inside, in order
+        z = z.flatten(2).gather(2, idx[:, None].expand(-1, d, -1))
+    return z.flatten(2).transpose(1, 2).reshape(-1, d)
 
 # %% ../nbs/06_clustering.ipynb #a2729bf9
 def evenness(
