@@ -375,6 +375,8 @@ def fresh(self:ClusterCallback,
 @patch
 def _fresh(self:ClusterCallback, model, n):
     z, = self.sample(model, augment=False, least=256, interior=self.interior)
+    if len(z) < self.n_clusters and self.interior < 1: # too few inside of things
+        z, = self.sample(model, augment=False, least=256)
     return [self._readout(z) for _ in range(n)]
 
 @patch
