@@ -380,7 +380,7 @@ def picie_segment(
     geo:bool=False, # PATHs are maps of any size: write GeoTIFFs, by windows
     scale:float=1., # with --geo, a map's pixels in one of the network, along a side
     bands:str=None, # with --geo, numbers of those for red, green, blue, as 4,3,2
-    polygons:int=None, # with --geo, write GeoJSON too, of segments of so many pixels
+    polygons:int=None, # with --geo, outlines too, of segments of so many pixels
     every:int=25, # of a video, a PNG for every so many frames
     json:str=None, # where to write a report as JSON; - for the output
     quiet:bool=False, # say nothing but complaints?
@@ -593,12 +593,14 @@ def _not_with(what, **others):
 def _bar(quiet): return sys.stdout.isatty() and not quiet
 
 # %% ../nbs/cli.ipynb #381a3b5c
-def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, **others)->int:
+def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, format=None, **others)->int:
     "`picie_segment` of maps, by windows"
     from picie_nb.segmenter import Segmenter
     from picie_nb.data.folders import image_files
     from picie_nb.use.large import Raster, raster_polygons, segment_raster
     _not_with("--geo", **others)
+    if format not in (None, "geojson", "gpkg") or format and polygons is None:
+        raise ValueError(f"--format {format}: with --geo and --polygons N, geojson or gpkg")
     try: bands = [int(o) for o in bands.split(",")] if bands else None
     except ValueError: raise ValueError(f"--bands {bands}: numbers, as 4,3,2") from None
     seg, files = Segmenter.load(model, _device()), []
@@ -607,7 +609,7 @@ def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, **othe
         scene, tif = Raster(f, bands, scale=scale), path.with_suffix(".tif")
         segment_raster(seg, scene, tif, progress=_bar(quiet))
         if polygons is None: return [tif]
-        return [tif, raster_polygons(tif, path.with_suffix(".geojson"), polygons)]
+        return [tif, raster_polygons(tif, path.with_suffix(f".{format or 'geojson'}"), polygons)]
     return _each_file(one, files, Path(out), json)
 
 def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **others)->int:

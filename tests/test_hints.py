@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from picie_nb.backbone import create_backbone
 from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Hint, Segmenter
-from picie_nb.use.hints import fit_classes, spread_names
+from picie_nb.use.annotations import export_annotations, read_annotations
+from picie_nb.use.hints import fit_classes, hints_from_masks, spread_names
 from picie_nb.use.tree import ClusterTree
 
 D = 16
@@ -32,6 +33,22 @@ def test_clicks_hold(segmenter):
     assert set(seg.labels.names) == {"road", "sky", "tree", "water"} and seg.hint_report()["failed"] == []
     assert segmenter.labels.names[0] == "cluster 0" and not segmenter.hints # the old one is as it was
     assert seg.net is segmenter.net
+
+def test_corrected_masks_are_hints(segmenter, tmp_path):
+    "Clusters as another tool gives them back, under new names: clicks in the middle of each, which hold"
+    pytest.importorskip("shapely"); pytest.importorskip("pycocotools")
+    photos = tmp_path/"photos"
+    photos.mkdir()
+    for n, im in dict(a=PHOTO, b=OTHER).items(): im.save(photos/f"{n}.png")
+    seg = segmenter.named({i: f"thing {i}" for i in range(5)})
+    a = read_annotations(export_annotations([seg(f) for f in sorted(photos.iterdir())], tmp_path/"c.json", "coco"), images=photos)
+    hints = hints_from_masks(a.files, a, a.labels, n=2)
+    assert all(a[f"{h.image.name}"][int(h.y*64), int(h.x*96)] == a.labels.names.index(h.name) for h in hints)
+    assert {h.image.name for h in hints} == {"a.png", "b.png"} and len({(h.image, h.x, h.y) for h in hints}) == len(hints) > 4
+    new = segmenter.hinted(hints)
+    assert all(class_at(new, h.image, h.x, h.y) == h.name for h in hints)
+    assert hints_from_masks([PHOTO], [np.full((64, 96), 255)], a.labels) == []
+    with pytest.raises(ValueError, match="longer"): hints_from_masks(a.files[:1], a, a.labels)
 
 def test_calls_add_up(segmenter, tmp_path):
     "In one call, in several, or through a file without the images: the same"

@@ -6,12 +6,14 @@ from PIL import Image
 from conftest import ROOT
 from picie_nb.backbone import create_backbone
 from picie_nb.cli import picie_segment
+from picie_nb.data.folders import image_files
 from picie_nb.data.scenes import ToyScenes
 from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Segmenter
+from picie_nb.use import large
 from picie_nb.use.large import Frames, Raster, flicker, raster_polygons, segment_raster, segment_video
 
-rasterio, av = pytest.importorskip("rasterio"), pytest.importorskip("av")
+rasterio, av, pyogrio, shapely = map(pytest.importorskip, ("rasterio", "av", "pyogrio", "shapely"))
 from rasterio.transform import from_origin
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 
@@ -120,9 +122,38 @@ def test_polygons_cover(picture, tmp_path):
         back = rasterize([(o["geometry"], o["properties"]["cluster"]) for o in fs], (600, 600), fill=99)
         assert (back == read(f)).mean() > (.9 if least else .99999)
         assert len(fs) > 1
+        table = pyogrio.raw.read(raster_polygons(f, tmp_path/"p.gpkg", least))
+        assert table[0]["fields"].tolist() == ["cluster", "name", "fill"] and table[0]["geometry_type"] == "Polygon"
+        assert (rasterize(zip(shapely.from_wkb(table[2]), table[3][0]), (600, 600), fill=99) == back).all()
     save(tmp_path/"none.tif", np.full((1, 20, 20), 255, np.uint8), nodata=255)
     with rasterio.open(tmp_path/"none.tif", "r+") as ds: ds.update_tags(cluster_0="a"); ds.write_colormap(1, {0: (0, 0, 0)})
     assert json.loads(raster_polygons(tmp_path/"none.tif", tmp_path/"p.geojson").read_text())["features"] == []
+    assert pyogrio.read_info(raster_polygons(tmp_path/"none.tif", tmp_path/"p.gpkg"))["features"] == 0
+
+
+def test_a_package_in_parts(picture, tmp_path):
+    "Segments are written a few at a time, in the coordinates of the map; one that fails leaves nothing"
+    f = segment_raster(tiny(tile=256), save(tmp_path/"a.tif", picture), tmp_path/"c.tif", 32, False)
+    n = len(json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"])
+    with rasterio.open(f) as ds:
+        for few in (1+n//3, n, n+1):
+            (tmp_path/"p.gpkg").unlink(missing_ok=True)
+            large._geopackage(tmp_path/"p.gpkg", ds, large._segments(ds, 0), few)
+            about = pyogrio.read_info(tmp_path/"p.gpkg")
+            assert about["features"] == n and about["crs"] == "EPSG:32632" and np.allclose(about["total_bounds"], ds.bounds)
+    (tmp_path/"d").mkdir()
+    with pytest.raises(ValueError, match="not written by segment_raster"): raster_polygons(tmp_path/"a.tif", tmp_path/"d/p.gpkg")
+    assert not list((tmp_path/"d").iterdir())
+
+
+@pytest.mark.parametrize("big", ["no", "yes"])
+def test_maps_are_no_photos(big, picture, tmp_path, monkeypatch):
+    "A folder of maps is not mixed up with what was made of them"
+    like = rasterio.open
+    monkeypatch.setattr(rasterio, "open", lambda *a, **kw: like(*a, **{**kw, **(dict(bigtiff=big) if "driver" in kw else {})}))
+    f = save(tmp_path/"a.tif", picture)
+    segment_raster(tiny(tile=256), f, tmp_path/"c.tif", 32, False)
+    assert image_files(tmp_path) == [f] and len(image_files(tmp_path, drawn=True)) == 2
 
 
 def record(path, frames, codec="libx264", times=None, sound=False, **kw):
@@ -233,10 +264,12 @@ def test_the_command(film, picture, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "a.geojson" in out and "b.tif is no image that GDAL reads" in err and len(err.strip().splitlines()) == 1
     assert sorted(f.name for f in (tmp_path/"maps").iterdir()) == ["a.geojson", "a.tif"]
+    assert picie_segment(str(model), str(tmp_path/"a.tif"), geo=True, polygons=5, format="gpkg", out=str(tmp_path/"maps")) == 0
+    assert pyogrio.read_info(tmp_path/"maps/a.gpkg")["features"] > 1
     assert picie_segment(str(model), str(tmp_path/"a.mp4"), overlay=True, every=6, out=str(tmp_path/"films"), json=str(tmp_path/"r.json"), quiet=True) == 0
     assert sorted(f.relative_to(tmp_path/"films").as_posix() for f in (tmp_path/"films").rglob("*.*")) == ["a.overlay.mp4", "a/000000.png", "a/000006.png", "legend.json"]
     assert len(json.loads((tmp_path/"r.json").read_text())["files"]) == 2
-    for kw, why in ((dict(geo=True, size=64), "--size is not for --geo"), (dict(shard="1/2"), "--shard is not for videos")):
+    for kw, why in ((dict(geo=True, size=64), "--size is not for --geo"), (dict(geo=True, format="coco", polygons=5), "geojson or gpkg"), (dict(shard="1/2"), "--shard is not for videos")):
         with pytest.raises(ValueError, match=why): picie_segment(str(model), str(tmp_path/"a.mp4"), **kw)
 
 

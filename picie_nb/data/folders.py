@@ -88,7 +88,19 @@ def _drawing(): # what `PIL.Image.Image.save` needs to mark a PNG or a JPEG
     info.add_text('Comment', _MARK)
     return dict(pnginfo=info, comment=_MARK)
 
+def _software(f): # what made a TIFF, maybe too large for Pillow to open
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+    with open(f, 'rb') as o:
+        head = o.read(8)
+        ifd = ImageFileDirectory_v2(head+o.read(8) if head[2:3] == b'+' else head) # BigTIFF has a longer one
+        o.seek(ifd.next)
+        ifd.load(o)
+    return ifd.get(305)
+
 def _is_drawn(f):
+    if f.suffix.lower() in ('.tif', '.tiff'):
+        try: return _software(f) == _MARK
+        except Exception: return False # a broken one is found when it is opened
     if not f.name.lower().endswith(('.png', '.overlay.jpg')): return False
     try:
         with open(f, 'rb') as o: return _MARK.encode() in o.read(256)

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
+from ..data.folders import _MARK
 from ..data.labels import LabelSet
 from ..segmenter import Segmentation, Segmenter, _replacing, _small
 
@@ -178,7 +179,7 @@ def _like(raster, path, segmenter, side):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path, "w", **about) as dst:
             dst.write_colormap(1, {i: (*map(int, c), 255) for i, c in enumerate(labels.palette)})
-            dst.update_tags(**{f"cluster_{i}": n for i, n in enumerate(labels.names)}, drawn_by="picie_nb")
+            dst.update_tags(**{f"cluster_{i}": n for i, n in enumerate(labels.names)}, TIFFTAG_SOFTWARE=_MARK)
             yield dst
 
 # %% ../../nbs/use/large.ipynb #9ed73f44
@@ -211,26 +212,54 @@ def _around(a, b, step, n, margin, grid)->tuple:
 # %% ../../nbs/use/large.ipynb #8a9aefef
 def raster_polygons(
     clusters, # GeoTIFF that `segment_raster` has written
-    out, # GeoJSON file to write
+    out, # .geojson or .gpkg to write
     least:int=0, # smaller segments, in pixels, become part of their largest neighbour
 )->Path: # `out`
     "Write the segments of a map as polygons with names"
-    from rasterio.features import shapes
     out = Path(out)
-    with _opened(clusters) as ds, _replacing(out) as tmp, open(tmp, "w") as f:
-        names, colors = ds.tags(), ds.colormap(1) if ds.count == 1 else {}
-        if "cluster_0" not in names:
+    write = dict([(".geojson", _geojson), (".gpkg", _geopackage)]).get(out.suffix.lower())
+    if not write: raise ValueError(f"{out}: polygons are saved as .geojson or .gpkg")
+    with _opened(clusters) as ds, _replacing(out) as tmp:
+        if "cluster_0" not in ds.tags():
             raise ValueError(f"{clusters} was not written by segment_raster")
-        sep, degrees = '{"type": "FeatureCollection", "features": [', _degrees(ds)
-        for geometry, c in shapes(*_sieved(ds, least), transform=ds.transform):
-            if c == ds.nodata: continue
-            about = dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
-                         fill="#%02x%02x%02x" % colors[int(c)][:3])
+        write(tmp, ds, _segments(ds, least))
+    return out
+
+# %% ../../nbs/use/large.ipynb #357deb6a
+def _segments(ds, least):
+    "Geometry and properties of one segment after the other"
+    from rasterio.features import shapes
+    names, colors = ds.tags(), ds.colormap(1)
+    for geometry, c in shapes(*_sieved(ds, least), transform=ds.transform):
+        if c == ds.nodata: continue
+        yield geometry, dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
+                             fill="#%02x%02x%02x" % colors[int(c)][:3])
+
+def _geojson(path, ds, segments):
+    sep, degrees = '{"type": "FeatureCollection", "features": [', _degrees(ds)
+    with open(path, "w") as f:
+        for geometry, about in segments:
             o = dict(type="Feature", properties=about, geometry=degrees(geometry))
             f.write(f"{sep}\n{json.dumps(o)}")
             sep = ","
         f.write("\n]}\n" if sep == "," else f"{sep}]}}\n")
-    return out
+
+# %% ../../nbs/use/large.ipynb #11992680
+def _geopackage(path, ds, segments, few=10_000):
+    "As many at a time as fit in memory"
+    try: from pyogrio.raw import write; from shapely import to_wkb; from shapely.geometry import shape
+    except ImportError:
+        raise ImportError('GeoPackages need pyogrio and shapely: pip install "picie_nb[geo]"') from None
+    kinds, more = dict(cluster=np.int32, name=object, fill=object), False
+    while (some := list(islice(segments, few))) or not more:
+        shapes = np.empty(len(some), object)
+        shapes[:] = [to_wkb(shape(g)) for g, _ in some]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore") # the temporary file has another ending; no place on earth
+            write(path, shapes, [np.array([o[k] for _, o in some], t) for k, t in kinds.items()],
+                  np.array(list(kinds)), layer="segments", driver="GPKG", geometry_type="Polygon",
+                  crs=ds.crs and ds.crs.to_wkt(), append=more)
+        more = True
 
 # %% ../../nbs/use/large.ipynb #3c833bd2
 def _sieved(ds, least):
