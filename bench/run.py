@@ -1,7 +1,7 @@
 """Measure on this machine what the library promises about speed, as ratios within one run.
 
     make bench                     # everything: prints a table, writes bench/report.json and bench/details.json
-    python bench/run.py kmeans     # only the groups named: epochs presets precision kmeans small memory imports processes
+    python bench/run.py kmeans     # only the groups named: recipe users epochs presets precision kmeans small memory imports processes
                                    # growth, and compile, which takes minutes and is left out otherwise
 
 Each figure is the median of interleaved repetitions, so that a machine whose speed drifts slows both sides alike. report.json
@@ -181,6 +181,91 @@ def precision():
     put("bf16_over_fp32", over(res, "bf16", "fp32"))
 
 
+# -- the default recipe, at its size -----------------------------------------------------------------------------------
+def recipe():
+    "First and later epochs of the default preset at 320 pixels, over a floor that has the teacher in it"
+    n, reps = 64, 3
+    learn = learner(data(n, size=320))
+    cb, run = learn.cluster, epoch(learn)
+    def first(): # with its K-means
+        cb.snapshot = None
+        return run()
+    first()
+    side = round(320*cb.view_scale)
+    batches = [[torch.rand(16, 3, s, s) for s in (320, side, side)] for _ in range(n//16)]
+    def bare():
+        start = time.perf_counter()
+        with reuse_memory():
+            for plain, *pair in batches:
+                with torch.no_grad(): cb.snapshot(plain)
+                sum(z.pow(2).mean() for z in learn.model(*pair)).backward()
+                learn.opt.step(); learn.opt.zero_grad()
+        return dict(epoch=time.perf_counter()-start)
+    res = in_turn(dict(later=run, first=first, floor=bare), reps)
+    put("default_over_floor", over(res, "later", "floor"))
+    put("default_first_over_floor", over(res, "first", "floor"))
+    seg = learn.segmenter()
+    files = image_files(DATA/"images/val")[:12] if DATA.is_dir() else [Path(f) for f in learn.dls.valid_ds.items][:12]
+    from picie_nb.segmenter import _tensor
+    xs = [_tensor(open_image(f), seg.size) for f in files]
+    @torch.no_grad()
+    def forward(): [(open_image(f), seg.net(x)) for f, x in zip(files, xs)]
+    rough = seg._with(refine=0)
+    res = side_by_side(dict(refined=lambda: [seg(f) for f in files], rough=lambda: [rough(f) for f in files], forward=forward), reps)
+    put_ratio("default_segment_over_forward", res, "refined", "forward")
+    put_ratio("default_segment_unrefined_over_forward", res, "rough", "forward")
+
+
+def folder(n):
+    "`n` photos, their masks as arrays of classes, label set"
+    if DATA.is_dir():
+        images, masks, labels = DATA/"images/train", DATA/"labels/train", label_set("camvid11")
+    else:
+        scenes, root = ToyScenes(n=n, size=320, seed=0), Path(tempfile.mkdtemp())
+        scenes.save(root)
+        images, masks, labels = root/"images", root/"masks", scenes.labels
+    files = image_files(images)
+    files = files[::max(1, len(files)//n)][:n]
+    of = match_masks(files, images, masks)
+    from PIL import Image
+    return files, [labels.map(Image.open(of[f])) for f in files], labels
+
+
+def users():
+    "Seconds from 100 photos to their first segments: twenty lines with a backbone and scikit-learn, this library untrained and trained"
+    from sklearn.cluster import KMeans
+    files, truth, labels = folder(100)
+    k = len(labels)
+    def script(): # what one writes without a library
+        net = create_backbone("tf_efficientnet_lite0", weights=efficientnet_lite0_weights()).eval()
+        zs, sizes = [], []
+        with torch.no_grad():
+            for f in files:
+                im = open_image(f)
+                sizes.append(im.size[::-1])
+                s = 320/min(im.size)
+                im = im.resize([round(o*s/32)*32 for o in im.size])
+                zs.append(net(torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float()/255)[-2])
+        rows = [F.normalize(z[0].flatten(1), dim=0).T.numpy() for z in zs]
+        km = KMeans(k, n_init=1, random_state=0).fit(np.concatenate([r[::4] for r in rows]))
+        maps = [torch.from_numpy(km.predict(r)).view(1, 1, *z.shape[-2:]).float() for r, z in zip(rows, zs)]
+        return [F.interpolate(m, s, mode="nearest")[0, 0].long().numpy() for m, s in zip(maps, sizes)]
+    def ours(epochs):
+        set_seed(0)
+        learn = picie_learner(picie_dls(files, size=320, bs=16, valid=.1), "tf_efficientnet_lite0", k, weights=efficientnet_lite0_weights(), path=tempfile.mkdtemp())
+        with learn.no_bar(), learn.no_logging():
+            if epochs: learn.fit(epochs)
+        return [s.clusters for s in learn.segmenter().stream(files, progress=False)]
+    ways, found = dict(script=script, start=lambda: ours(0), trained=lambda: ours(6)), {}
+    times = {name: clock(lambda: found.update({name: f()})) for name, f in ways.items()}
+    for name in ("start", "trained"): put(f"{name}_over_script", times[name]/times["script"])
+    for name, maps in found.items():
+        s = evaluate(maps, truth, labels=labels, n_clusters=k)
+        put(f"{name}_miou", 100*s.miou)
+        put(f"{name}_accuracy", 100*s.acc)
+    DETAILS["seconds_for_100_photos"] = {n: round(t, 1) for n, t in times.items()}
+
+
 # -- K-means -----------------------------------------------------------------------------------------------------------
 def features(n=500_000):
     "Features of training images, (n,128)"
@@ -333,7 +418,7 @@ def compiled():
         ratio("compiled_over_eager", lambda: step(nets[0]), lambda: step(nets[1]))
 
 
-GROUPS = dict(epochs=epochs, presets=presets, precision=precision, kmeans=kmeans_engines, small=small, memory=memory,
+GROUPS = dict(recipe=recipe, users=users, epochs=epochs, presets=presets, precision=precision, kmeans=kmeans_engines, small=small, memory=memory,
               imports=imports, processes=processes, growth=growth, compile=compiled)
 
 

@@ -88,6 +88,7 @@ def forget(self:ClusterCallback):
     self.snapshot, self.heads, self.mu, self.mu_eval = None, [], None, None
     self.fine = None # clusters from which the readout was merged, (n,D)
     self.made = None # by these weights, see `_weights`
+    self.rough = False # a readout of few images, for the progress table
     self.moved, self.steps = False, 0 # since the weights were averaged, the teacher made
 
 # %% ../nbs/09_callback.ipynb #3449730b
@@ -188,11 +189,14 @@ def stream(self:ClusterCallback,
     augment:bool=True, # the views, or the plain image?
     only:int=None, # one view only: 0 or 1
     least:int=0, # images, even if `n_images` is less
+    most:int=None, # images, even if `n_images` is more
     interior:float=1., # see `sample_pixels`
 ):
     "Batch by batch: number of images, and features (N,D) of random pixels per view"
     which = range(self.n_views) if augment and only is None else [only or 0]
-    for i, x in enumerate(self._batches(self.n_images and max(self.n_images, least))):
+    n = min(self.n_images and max(self.n_images, least) or sys.maxsize,
+            most or sys.maxsize)
+    for i, x in enumerate(self._batches(n)):
         n, zs = 0, [None for _ in which]
         if x is not None and not augment: # the size that the readout is made for
             self.read_at = min(self.input_size(x))
@@ -364,19 +368,21 @@ class ClusterLoss:
 @patch
 def fresh(self:ClusterCallback,
     n:int=1, # independent runs of K-means
+    most:int=None, # images, default what `n_images` says
 )->list: # centroids (K,D) of each run
     "Centroids of plain training images, by the network in evaluation mode"
     model, self.leaves = unwrap(self.learn.model), []
     mode = model.training
-    res = self._fresh(model.eval(), n)
+    res = self._fresh(model.eval(), n, most)
     model.train(mode)
     return res
 
 @patch
-def _fresh(self:ClusterCallback, model, n):
-    z, = self.sample(model, augment=False, least=256, interior=self.interior)
+def _fresh(self:ClusterCallback, model, n, most=None):
+    how = dict(augment=False, least=256, most=most)
+    z, = self.sample(model, interior=self.interior, **how)
     if len(z) < self.n_clusters and self.interior < 1: # too few inside of things
-        z, = self.sample(model, augment=False, least=256)
+        z, = self.sample(model, **how)
     return [self._readout(z) for _ in range(n)]
 
 @patch
@@ -405,7 +411,7 @@ def _weights(self:ClusterCallback):
 def ready(self:ClusterCallback):
     "Centroids of this network, for use: those at hand, if it made them, or fresh ones"
     self.check()
-    if self.mu_eval is None: self.fit_readout()
+    if self.mu_eval is None or self.rough: self.fit_readout()
 
 @patch
 @contextmanager
@@ -413,7 +419,7 @@ def kept(self:ClusterCallback):
     "Afterwards teacher, centroids and readout are what they were"
     was = {k: getattr(self, k)
            for k in ("mu", "mu_eval", "fine", "snapshot", "heads", "health", "read_at",
-                     "made", "moved", "steps")}
+                     "made", "rough", "moved", "steps")}
     try: yield
     finally: self.__dict__.update(was)
 
@@ -422,9 +428,10 @@ def kept(self:ClusterCallback):
 @torch.no_grad()
 def fit_readout(self:ClusterCallback,
     n_draws:int=None, # runs of K-means, default this callback's `n_draws`
+    most:int=None, # images, default what `n_images` says
 ):
     "Fresh centroids for use; of several runs the most typical one (`typical`)"
-    mus, i = self.fresh(n_draws or self.n_draws), 0
+    mus, i = self.fresh(n_draws or self.n_draws, most), 0
     if len(mus) > 1: # one batch of pixels is enough to compare them
         model = unwrap(self.learn.model)
         mode = model.training
@@ -434,7 +441,7 @@ def fit_readout(self:ClusterCallback,
     self.mu_eval = mus[i].contiguous()
     self.fine = self.leaves[i] if len(self.leaves) == len(mus) else None
     self.team.same([self.mu_eval] + ([] if self.fine is None else [self.fine]))
-    self.made = self._weights()
+    self.made, self.rough = self._weights(), bool(most)
     for m in getattr(self.learn, "metrics", ()): # it counted for other centroids
         if hasattr(m, "cm"): m.reset()
 
@@ -442,7 +449,8 @@ def fit_readout(self:ClusterCallback,
 def before_validate(self:ClusterCallback):
     self.check()
     last = getattr(self.learn, "epoch", 0)+1 >= getattr(self.learn, "n_epoch", 1)
-    if self.mu_eval is None: self.fit_readout(None if last else 1)
+    if self.mu_eval is None: # on the way, for a row of the table, a few images do
+        self.fit_readout(*(() if last else (1, 128)))
 
 # %% ../nbs/09_callback.ipynb #d2a5ee59
 def effective_clusters(
@@ -507,6 +515,7 @@ def before_fit(self:ClusterCallback):
 @patch
 def after_fit(self:ClusterCallback):
     self.settle() # if training was stopped early
+    if self.rough: self.mu_eval = self.fine = None
     self.made = self._weights() # a teacher of these weights' past, until others come
 
 # %% ../nbs/09_callback.ipynb #e678b2cb
@@ -526,7 +535,7 @@ class PiCIEConfig:
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
     view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
     average:float = .5      # share of the way from the start that is kept
-    interior:float = .5     # share of an image that the readout samples: the inside
+    interior:float = 1.     # share of an image that the readout samples: the inside
     merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate

@@ -123,9 +123,9 @@ def follow(self:PublishedCallback,
 
 # %% ../nbs/published.ipynb #616b714c
 @patch
-def _fresh(self:PublishedCallback, model, n):
+def _fresh(self:PublishedCallback, model, n, most=None):
     if not 0 < self.init_images < len(self.learn.dls.train_ds):
-        return ClusterCallback._fresh(self, model, n)
+        return ClusterCallback._fresh(self, model, n, most)
     def stream(): return self.stream(model, augment=False)
     draws = [self.follow(stream(), ks=[self.n_clusters]) for _ in range(n)]
     return [d[0][0].centroids for d in draws]
@@ -294,7 +294,7 @@ class PublishedConfig(PiCIEConfig):
 
 # %% ../nbs/published.ipynb #2872a4b8
 _COMMON = dict(freeze=0, overcluster=1, labels="snapshot", view_scale=1., average=1.,
-               merge_from=1, interior=1., refine=0, pca_init=False, batchnorm="train",
+               merge_from=1, refine=0, pca_init=False, batchnorm="train",
                lr=1e-4,
                schedule="constant")
 PUBLISHED = dict(

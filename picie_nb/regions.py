@@ -88,9 +88,10 @@ def _neighbours(x, dilations):
 
 def _weights(x, dilations, sharpness):
     "How much each pixel of the images (B,3,H,W) listens to its eight neighbours, (B,8,H,W) for each distance"
-    near = list(_neighbours(x, dilations))
-    contrast = sharpness*torch.stack(near, 1).std(1, correction=0)+1e-6
-    alike = torch.cat([-((o-x).abs()/contrast).mean(1, keepdim=True) for o in near], 1)
+    near = [o-x for o in _neighbours(x, dilations)]
+    mean, square = sum(near)/len(near), sum(o*o for o in near)/len(near)
+    contrast = sharpness*(square-mean*mean).clamp_min(0).sqrt()+1e-6
+    alike = torch.cat([-(o.abs()/contrast).mean(1, keepdim=True) for o in near], 1)
     return [o.softmax(1) for o in alike.split(8, 1)]
 
 # %% ../nbs/07_regions.ipynb #81340136

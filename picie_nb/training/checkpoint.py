@@ -102,7 +102,7 @@ def _get_state(learn):
         for j, (mu, w) in enumerate(zip(mus, ws)):
             found = {k: o for k, o in (("mu", mu), ("weight", w)) if torch.is_tensor(o)}
             arrays.update({f"head.{i}.{j}.{k}": _own(o) for k, o in found.items()})
-    found = {"mu_eval": cb.mu_eval, "fine": cb.fine}
+    found = {} if cb.rough else {"mu_eval": cb.mu_eval, "fine": cb.fine}
     arrays.update({k: _own(o) for k, o in found.items() if o is not None})
     js["read_at"], js["steps"] = cb.read_at, cb.steps
     js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values],
@@ -125,7 +125,8 @@ def _set_heads(cb, arrays, js, dev):
                 for _, o in sorted(heads.items())]
     cb.mu = cb.heads[0][0] if cb.heads else None
     cb.mu_eval, cb.fine = (arrays[k].to(dev) if k in arrays else None for k in ("mu_eval", "fine"))
-    cb.read_at, cb.steps, cb.moved = js.get("read_at", cb.read_at), js.get("steps", 0), False
+    cb.read_at, cb.steps = js.get("read_at", cb.read_at), js.get("steps", 0)
+    cb.moved = cb.rough = False
 
 # %% ../../nbs/training/checkpoint.ipynb #ca8bf4fb
 def _set_state(learn, arrays, js):
