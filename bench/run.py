@@ -260,7 +260,7 @@ def users():
     times = {name: clock(lambda: found.update({name: f()})) for name, f in ways.items()}
     for name in ("start", "trained"): put(f"{name}_over_script", times[name]/times["script"])
     for name, maps in found.items():
-        s = evaluate(maps, truth, labels=labels, n_clusters=k)
+        s = evaluate(maps, truth, labels=labels, n_clusters=k).score()
         put(f"{name}_miou", 100*s.miou)
         put(f"{name}_accuracy", 100*s.acc)
     DETAILS["seconds_for_100_photos"] = {n: round(t, 1) for n, t in times.items()}
