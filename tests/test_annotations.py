@@ -578,6 +578,20 @@ def test_labelme_schema(photos, tmp_path):
             else: assert o["shape_type"] == "polygon" and len(o["points"]) > 3
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_labelme_reads_what_was_written(masks, photos, tmp_path):
+    "Its own reader finds the photo, and its own painter the clusters"
+    LabelFile, utils = tool("labelme", "not in the dev extra: it brings a graphical interface").LabelFile, tool("labelme").utils
+    c = shown(photos, "labelme", masks, tmp_path/"out")
+    for d, y in c.items():
+        f = LabelFile(str(tmp_path/"out"/d/"street 1.json"))
+        assert Image.open(io.BytesIO(f.imageData)).size == y.shape[::-1]
+        named = {n: i+1 for i, n in enumerate(NAMES)}
+        painted, _ = utils.shapes_to_label(y.shape, f.shapes, named)
+        right = (painted == y+1).mean()
+        assert right == 1 if masks else right > .8 # it paints the corners of polygons, too: half a pixel more on two sides
+
+
 def test_files_that_are_read_by_tools_of_text(photos, tmp_path):
     "YAML and XML keep quotes, commas and other alphabets"
     import yaml
