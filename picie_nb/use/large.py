@@ -217,7 +217,7 @@ def raster_polygons(
 )->Path: # `out`
     "Write the segments of a map as polygons with names"
     out = Path(out)
-    write = dict([(".geojson", _geojson), (".gpkg", _geopackage)]).get(out.suffix.lower())
+    write = {".geojson": _geojson, ".gpkg": _geopackage}.get(out.suffix.lower())
     if not write: raise ValueError(f"{out}: polygons are saved as .geojson or .gpkg")
     with _opened(clusters) as ds, _replacing(out) as tmp:
         if "cluster_0" not in ds.tags():
