@@ -1,5 +1,5 @@
 "Corrections by clicks: they hold, they spread, they stay in the file; old files open; and wrong ones are told in one sentence."
-import json, time, warnings
+import json, warnings
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
@@ -139,14 +139,14 @@ def test_colours_are_distinct(segmenter):
     seg = segmenter.hinted([(PHOTO, x, y, f"{x}{y}") for x in (.1, .3, .5, .7, .9) for y in (.1, .5, .9)])
     assert len(np.unique(seg.labels.palette, axis=0)) == 15
 
-def test_dozens_in_a_second(segmenter):
+def test_dozens_need_no_network(segmenter, monkeypatch):
+    "Clicks that hold their features are fitted without a look at any image; bench/hints.json has the seconds"
     g = torch.Generator().manual_seed(0)
     seg = segmenter._with(fine=torch.randn(243, D, generator=g))
     hints = [Hint("a", .5, .5, f"class {i % 12}", z=F.normalize(torch.randn(D, generator=g), dim=0)) for i in range(60)]
-    took = []
-    for _ in range(3):
-        start = time.perf_counter(); seg.hinted(hints); took.append(time.perf_counter()-start)
-    assert min(took) < 1
+    monkeypatch.setattr(type(seg.net), "forward", None)
+    new = seg.hinted(hints)
+    assert len(new.labels) == 12 and len(new.hints) == 60 and len(new.hint_report()["failed"]) < 10
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 8))
