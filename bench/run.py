@@ -4,7 +4,7 @@
     python bench/run.py kmeans     # only the groups named: recipe users epochs presets precision kmeans small memory imports processes
                                    # growth, and compile, which takes minutes and is left out otherwise
 
-Each figure is the median of interleaved repetitions, so that a machine whose speed drifts slows both sides alike. report.json
+Each figure is the median of interleaved repetitions (of `users` one run each), so that a machine whose speed drifts slows both sides alike. report.json
 is one flat object, name: number; details.json holds the spread of each figure, the machine and the growth curves. The page
 nbs/explanations/speed.ipynb shows both. CAMVID names the folder with CamVid's images/{train,val} and labels/val; without it,
 scenes are drawn.

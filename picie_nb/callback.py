@@ -194,9 +194,9 @@ def stream(self:ClusterCallback,
 ):
     "Batch by batch: number of images, and features (N,D) of random pixels per view"
     which = range(self.n_views) if augment and only is None else [only or 0]
-    n = min(self.n_images and max(self.n_images, least) or sys.maxsize,
-            most or sys.maxsize)
-    for i, x in enumerate(self._batches(n)):
+    limits = (self.n_images and max(self.n_images, least), most)
+    images = min((o for o in limits if o), default=None)
+    for i, x in enumerate(self._batches(images)):
         n, zs = 0, [None for _ in which]
         if x is not None and not augment: # the size that the readout is made for
             self.read_at = min(self.input_size(x))
@@ -449,8 +449,9 @@ def fit_readout(self:ClusterCallback,
 def before_validate(self:ClusterCallback):
     self.check()
     last = getattr(self.learn, "epoch", 0)+1 >= getattr(self.learn, "n_epoch", 1)
-    if self.mu_eval is None: # on the way, for a row of the table, a few images do
-        self.fit_readout(*(() if last else (1, 128)))
+    if self.mu_eval is None:
+        if last: self.fit_readout()
+        else: self.fit_readout(1, most=128) # enough for a row of the table
 
 # %% ../nbs/09_callback.ipynb #d2a5ee59
 def effective_clusters(

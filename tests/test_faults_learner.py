@@ -265,6 +265,27 @@ def test_colours_follow_the_readout(make):
     assert (l._cluster_colors() == palette(4)).all()
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_few_images_are_for_the_table_only(make, stop):
+    "Rows on the way are fitted on few images; what is used afterwards never is, also when training was stopped early"
+    from fastai.callback.core import CancelFitException
+    class Stop(Callback):
+        order = 100
+        def after_epoch(self):
+            if stop: raise CancelFitException
+    l, limits = make(), []
+    cb, stream = l.cluster, l.cluster.stream
+    cb.stream = lambda *a, most=None, **kw: (limits.append(most), stream(*a, most=most, **kw))[1]
+    l.fit(2, cbs=Stop())
+    assert 128 in limits
+    limits.clear()
+    l.segmenter()
+    assert cb.mu_eval is not None and not cb.rough and 128 not in limits
+    assert (len(limits) > 0) == stop # after the last epoch it was at hand
+    n = [len(z) for _, (z,) in stream(l.model.eval(), augment=False, most=2)]
+    assert sum(n) == 2*64 # all 8 x 8 of two images
+
+
 # ---- lr_find is no training
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("kw", [dict(labels="start"), dict(labels="snapshot")])

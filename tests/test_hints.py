@@ -146,7 +146,7 @@ def test_dozens_need_no_network(segmenter, monkeypatch):
     hints = [Hint("a", .5, .5, f"class {i % 12}", z=F.normalize(torch.randn(D, generator=g), dim=0)) for i in range(60)]
     monkeypatch.setattr(type(seg.net), "forward", None)
     new = seg.hinted(hints)
-    assert len(new.labels) == 12 and len(new.hints) == 60 and len(new.hint_report()["failed"]) < 10
+    assert len(new.labels) == 12 and len(new.hints) == 60 and len(new.hint_report()["failed"]) <= 1
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 8))
