@@ -28,7 +28,7 @@ setup(
     extras_require={k.removesuffix("_requirements"): lines(k) for k in meta if k.endswith("_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["picie_nb = picie_nb._modidx:d"]},
     packages=find_namespace_packages(include=["picie_nb*"]),
-    package_data={"picie_nb": ["tables/*.json", "*.mplstyle"]},
+    package_data={"picie_nb": ["tables/*.json", "segmenters/*.safetensors", "*.mplstyle"]},
     include_package_data=True,
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -480,6 +480,7 @@ def give_hints(
 # %% ../../nbs/use/widgets.ipynb #f8c9aeb8
 def _frame(o, side):
     "A picture; a matplotlib figure is closed, and gets a palette, with which it needs fewer bytes"
+    if getattr(o, "mode", None) == "P": return o # a drawing
     if not hasattr(o, "savefig"): return _picture(o, side)
     from matplotlib import pyplot as plt
     buf = io.BytesIO()
@@ -495,7 +496,7 @@ this.setAttribute('aria-valuetext', text)"""
 
 # %% ../../nbs/use/widgets.ipynb #0c0676a3
 def slider_html(
-    images, # pictures of one size, or matplotlib figures
+    images, # pictures of one size, or matplotlib figures; those with a palette stay as they are
     labels, # what each shows, a few words
     alt:str, # what all of them show, for those who do not see them
     start:int=0, # number of the picture that is shown first
