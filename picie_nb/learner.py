@@ -12,6 +12,7 @@ import copy, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import nullcontext
 from dataclasses import fields, replace, asdict
 from functools import partial
+from itertools import islice
 from numbers import Real
 from torch import Tensor
 from fastai.callback.core import Callback, CancelEpochException
@@ -337,19 +338,20 @@ def score(self:PiCIELearner,
 # %% ../nbs/11_learner.ipynb #804a9c75
 @patch
 @torch.no_grad()
-def _pictures(self:PiCIELearner, ds_idx:int)->tuple: # ({row: images}, clusters (B,H,W))
-    "What `show_results` draws of one batch"
+def _pictures(self:PiCIELearner, ds_idx:int, n:int)->tuple: # ({row: images}, clusters, each (H,W))
+    "What `show_results` draws: images one by one, since a batch pads them to one size"
     self.cluster.ready()
-    b = self._set_device(self.dls[ds_idx].one_batch())
-    x, y = (b[0], b[1]) if len(b) > 1 and self.classes is not None else (b[0], None)
-    x, net = x.as_subclass(Tensor), unwrap(self.model).eval()
-    if ds_idx == 0: x = self.cluster.plain(x)
-    s = scores(F.normalize(net(x).float(), dim=1), self.cluster.mu_eval, self.cluster.readout)
-    if self.config.refine: s = refined_scores(s, x, self.config.refine)
-    p = upsampled_argmax(s, x.shape[-2:] if y is None else y.shape[-2:]).cpu()
-    rows = dict(image=[o.permute(1, 2, 0).cpu() for o in x])
-    if y is not None: rows["truth"] = [self.classes.colorize(o) for o in y.as_subclass(Tensor).cpu()]
-    return {**rows, "clusters": [self._cluster_colors()[o] for o in p]}, p
+    net, colors, rows, ps = unwrap(self.model).eval(), self._cluster_colors(), {}, []
+    for b in islice(self.dls[ds_idx].new(bs=1, num_workers=0), n):
+        x, *y = (o.as_subclass(Tensor) for o in self._set_device(b)[:2])
+        if ds_idx == 0: x = self.cluster.plain(x)
+        s = scores(F.normalize(net(x).float(), dim=1), self.cluster.mu_eval, self.cluster.readout)
+        if self.config.refine: s = refined_scores(s, x, self.config.refine)
+        masks = y if self.classes is not None else []
+        ps.append(upsampled_argmax(s, (masks or [x])[0].shape[-2:])[0].cpu())
+        rows.setdefault("image", []).append(x[0].permute(1, 2, 0).cpu())
+        for m in masks: rows.setdefault("truth", []).append(self.classes.colorize(m[0].cpu()))
+    return {**rows, "clusters": [colors[o] for o in ps]}, ps
 
 @patch
 def _cluster_colors(self:PiCIELearner)->np.ndarray:
@@ -369,22 +371,25 @@ def show_results(self:PiCIELearner,
 ):
     "Image, truth where there is one, and clusters, one column for each image"
     import matplotlib.pyplot as plt
-    rows, p = self._pictures(ds_idx)
-    n, (h, w), masks = min(max_n, len(p)), p.shape[-2:], "truth" in rows
-    figsize = figsize or (1.9*n, 1.9*len(rows)*h/w)
-    fig, axs = plt.subplots(len(rows), n, figsize=figsize, squeeze=False)
+    rows, p = self._pictures(ds_idx, max_n)
+    found = sorted({c for o in p for c in o.unique().tolist()})
+    ratios = [o.shape[1]/o.shape[0] for o in p] # all are as high as each other
+    legend = 0 if "truth" in rows else -(-len(found)//6)
+    w, h = figsize = figsize or (1.9*sum(ratios)+.3, 1.9*len(rows)+.25*legend)
+    fig, axs = plt.subplots(len(rows), len(p), figsize=figsize, squeeze=False,
+                            width_ratios=ratios)
     for row, (name, ims) in zip(axs, rows.items()):
         for ax, im in zip(row, ims):
             ax.imshow(im, interpolation="nearest"); ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
-    if not masks: _cluster_legend(fig, p[:n].unique().tolist())
-    fig.tight_layout(rect=(0, 0 if masks else .12, 1, 1))
+    if legend: _cluster_legend(fig, found)
+    fig.tight_layout(rect=(0, .25*legend/h, 1, 1), pad=.4)
 
 # %% ../nbs/11_learner.ipynb #f7b67249
 def _cluster_legend(fig, found):
     from matplotlib.patches import Patch
     handles = [Patch(color=palette(k+1)[k]/255, label=f"cluster {k}") for k in found]
-    fig.legend(handles=handles, ncols=4, loc="lower center", frameon=False)
+    fig.legend(handles=handles, ncols=6, loc="lower center", frameon=False)
 
 # %% ../nbs/11_learner.ipynb #43229319
 @patch
