@@ -559,15 +559,17 @@ def _untrained(backbone)->str: # the fingerprint
     "Make sure that a backbone is as it came"
     mark = _fingerprint(backbone)
     if mark != _fingerprint(create_backbone(backbone.name)):
-        raise ValueError(f"{backbone.name} has other weights than its pretrained ones: save it with encoder=True")
+        raise ValueError(f"{backbone.name} has other weights than its pretrained ones: "
+                         "save it with encoder=True")
     return mark
 
 def _encoder(path, h)->dict:
     "Weights of the backbone that a file was saved without"
     net = create_backbone(h["backbone"])
     if _fingerprint(net) != h["encoder"]:
-        raise ValueError(f"{path} was saved without its backbone, and the pretrained {h['backbone']} at hand has "
-                         "other weights than the one it was made with: save it again with encoder=True")
+        raise ValueError(f"{path} was saved without its backbone, and the pretrained {h['backbone']} "
+                         "at hand has other weights than the one it was made with: "
+                         "save it again with encoder=True")
     return {f"net.backbone.{k}": v for k, v in net.state_dict().items()}
 
 # %% ../nbs/12_segmenter.ipynb #28be257b
@@ -578,5 +580,6 @@ def demo_model()->Path:
 def demo_photos()->list: # of paths
     "Photos that scikit-learn and matplotlib bring: a temple, a flower, a portrait"
     roots = [Path(find_spec(o).origin).parent for o in ("sklearn", "matplotlib") if find_spec(o)]
-    names = "datasets/images/china.jpg", "datasets/images/flower.jpg", "mpl-data/sample_data/grace_hopper.jpg"
+    names = ("datasets/images/china.jpg", "datasets/images/flower.jpg",
+             "mpl-data/sample_data/grace_hopper.jpg")
     return [f for n in names for r in roots if (f := r/n).is_file()]

@@ -496,7 +496,7 @@ this.setAttribute('aria-valuetext', text)"""
 
 # %% ../../nbs/use/widgets.ipynb #0c0676a3
 def slider_html(
-    images, # pictures of one size, or matplotlib figures; those with a palette stay as they are
+    images, # pictures of one size (kept, if they have a palette), or matplotlib figures
     labels, # what each shows, a few words
     alt:str, # what all of them show, for those who do not see them
     start:int=0, # number of the picture that is shown first
