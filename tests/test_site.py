@@ -77,7 +77,7 @@ def test_equations(site):
     "All are MathML; none is left as TeX"
     count = 0
     for f in site.rglob("*.html"):
-        text = f.read_text(encoding="utf-8")
+        text = re.sub(r"base64,[\w+/=]+", "", f.read_text(encoding="utf-8")) # letters of a picture may spell anything
         count += text.count("<math ")
         assert not re.search(r'class="math (inline|display)">\s*\\', text) and "katex" not in text, f.name
     assert count > 100
