@@ -343,11 +343,11 @@ def _pictures(self:PiCIELearner, ds_idx:int, n:int)->tuple: # ({row: images}, cl
     self.cluster.ready()
     net, colors, rows, ps = unwrap(self.model).eval(), self._cluster_colors(), {}, []
     for b in islice(self.dls[ds_idx].new(bs=1, num_workers=0), n):
-        x, *y = (o.as_subclass(Tensor) for o in self._set_device(b)[:2])
+        b = self._set_device(b)[:1 if self.classes is None else 2]
+        x, *masks = (o.as_subclass(Tensor) for o in b)
         if ds_idx == 0: x = self.cluster.plain(x)
         s = scores(F.normalize(net(x).float(), dim=1), self.cluster.mu_eval, self.cluster.readout)
         if self.config.refine: s = refined_scores(s, x, self.config.refine)
-        masks = y if self.classes is not None else []
         ps.append(upsampled_argmax(s, (masks or [x])[0].shape[-2:])[0].cpu())
         rows.setdefault("image", []).append(x[0].permute(1, 2, 0).cpu())
         for m in masks: rows.setdefault("truth", []).append(self.classes.colorize(m[0].cpu()))

@@ -434,10 +434,9 @@ def load(cls:Segmenter,
     path, # a file written by `Segmenter.save`
     device=None, # where the network shall run, default CPU
 )->Segmenter:
-    "Read a segmenter; runs no code from the file"
+    "Read a segmenter; runs no code from the file, and needs no network if it has the backbone"
     path = Path(path)
     h, arrays = _read(path)
-    if "encoder" in h: arrays.update(_encoder(path, h))
     mu, groups = _centroids(path, h, arrays)
     more = _finer(path, h, arrays)
     net = _filled(path, h, {k.removeprefix("net."): v for k, v in arrays.items()})
@@ -527,7 +526,8 @@ def _finer(path, h:dict, arrays:dict)->dict:
 def _filled(path, h:dict, arrays:dict)->PiCIENet:
     "The network of a header, with these weights"
     make = lambda: PiCIENet(create_backbone(h["backbone"], pretrained=False), h["dim"])
-    _check_shapes(path, arrays, make)
+    _check_shapes(path, arrays, make, "encoder" in h)
+    if "encoder" in h: arrays = {**arrays, **_encoder(path, h)}
     net = make()
     try: net.load_state_dict(arrays)
     except RuntimeError as e:
@@ -536,11 +536,12 @@ def _filled(path, h:dict, arrays:dict)->PiCIENet:
     return net
 
 # %% ../nbs/12_segmenter.ipynb #f1e12714
-def _check_shapes(path, arrays, make):
+def _check_shapes(path, arrays, make, rest=False): # rest: the backbone is not in the file
     "Compare arrays with a network that has shapes and no memory, before one is made that has"
     try:
         with torch.device("meta"): want = {k: v.shape for k, v in make().state_dict().items()}
     except (RuntimeError, NotImplementedError): return # a network that cannot be made without memory
+    if rest: want = {k: s for k, s in want.items() if not k.startswith("backbone.")}
     got = {k: v.shape for k, v in arrays.items()}
     if diff := [k for k in {**want, **got} if want.get(k) != got.get(k)]:
         has, needs = (tuple(o.get(diff[0], ())) for o in (got, want))
@@ -552,7 +553,7 @@ def _fingerprint(net)->str:
     "SHA-256 of the names and weights of a network"
     h = hashlib.sha256()
     for k, v in sorted(net.state_dict().items()):
-        h.update(k.encode()+v.detach().cpu().contiguous().numpy().tobytes())
+        h.update(k.encode()+v.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 def _untrained(backbone)->str: # the fingerprint
@@ -565,12 +566,15 @@ def _untrained(backbone)->str: # the fingerprint
 
 def _encoder(path, h)->dict:
     "Weights of the backbone that a file was saved without"
-    net = create_backbone(h["backbone"])
+    try: net = create_backbone(h["backbone"])
+    except RuntimeError as e:
+        raise ValueError(f"{path} was saved without its backbone, and the weights of {h['backbone']} "
+                         f"are not to be had ({e})") from None
     if _fingerprint(net) != h["encoder"]:
         raise ValueError(f"{path} was saved without its backbone, and the pretrained {h['backbone']} "
                          "at hand has other weights than the one it was made with: "
                          "save it again with encoder=True")
-    return {f"net.backbone.{k}": v for k, v in net.state_dict().items()}
+    return {f"backbone.{k}": v for k, v in net.state_dict().items()}
 
 # %% ../nbs/12_segmenter.ipynb #28be257b
 def demo_model()->Path:

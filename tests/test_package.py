@@ -81,11 +81,11 @@ def test_wheel_metadata(dists):
 
 
 def test_label_tables_travel(dists):
-    "Wheel and sdist hold every label table of the checkout"
-    tables = {f"picie_nb/tables/{f.name}" for f in (ROOT/"picie_nb/tables").glob("*.json")}
+    "Wheel and sdist hold every label table of the checkout, and the segmenter that comes along"
+    tables = {f"picie_nb/tables/{f.name}" for f in (ROOT/"picie_nb/tables").glob("*.json")} | {"picie_nb/segmenters/objects.safetensors"}
     with zipfile.ZipFile(dists[1]) as z: assert tables <= set(z.namelist())
     with tarfile.open(dists[0]) as t: assert tables <= {n.split("/", 1)[-1] for n in t.getnames()}
-    assert len(tables) == 9
+    assert len(tables) == 10
 
 
 def test_sdist_has_what_setup_needs(dists):
