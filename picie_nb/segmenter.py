@@ -434,7 +434,7 @@ def load(cls:Segmenter,
     path, # a file written by `Segmenter.save`
     device=None, # where the network shall run, default CPU
 )->Segmenter:
-    "Read a segmenter; runs no code from the file, and needs no network if it has the backbone"
+    "Read a segmenter; runs no code of the file, fetches at most a backbone left out"
     path = Path(path)
     h, arrays = _read(path)
     mu, groups = _centroids(path, h, arrays)
