@@ -114,7 +114,7 @@ def check_similar(page, shoot):
     before, box = [src(picture), src(heat)], picture.bounding_box()
     picture.click(position=dict(x=.75*box["width"], y=.25*box["height"]))
     def point(): return [int(o) for o in re.search(r"pixel x=(\d+), y=(\d+)", panel.inner_text()).groups()]
-    until(lambda: abs(point()[0]-96) < 2 and abs(point()[1]-32) < 2, "the point is where the click was")
+    until(lambda: abs(point()[0]-192) < 2 and abs(point()[1]-64) < 2, "the point is where the click was")
     until(lambda: src(picture) != before[0] and src(heat) != before[1], "the pictures change")
     x, y = point()
     assert [panel.locator(".widget-readout").nth(i).inner_text() for i in (0, 1)] == [str(x), str(y)]
