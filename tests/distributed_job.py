@@ -54,10 +54,11 @@ def train(folder, bs=None, epochs=3, lr=1e-3, die=None, resume=False, checkpoint
         learn.segmenter().save(Path(folder, "segmenter.safetensors"))
     return res
 
-if __name__ == "__main__":
-    folder, choices = sys.argv[1], json.loads(sys.argv[2])
+def main(folder, choices):
     def say(o): Path(folder, f"rank{rank_distrib()}.json").write_text(json.dumps(o))
     try: say([train(folder, **o) for o in choices])
     except ValueError as e:
         say(str(e))
         raise
+
+if __name__ == "__main__": main(sys.argv[1], json.loads(sys.argv[2]))

@@ -9,7 +9,7 @@ CTX.set_forkserver_preload(HEAVY)
 
 
 def _begin(f, args, out, err, cwd, env):
-    for fd, path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY), fd)
+    for fd, path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY|os.O_APPEND), fd)
     import torch
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork" if sys.platform == "linux" else "spawn", force=True) # as in any other process
@@ -36,6 +36,18 @@ def forked(f, *args, cwd=None, timeout=900, **env):
         p.join(timeout)
         if p.exitcode is None: p.kill(); p.join()
         return CompletedProcess(args, p.exitcode, out.read_text(), err.read_text())
+
+
+def together(f, argss, envs, timeout=600):
+    "Run `f(*args)` in several processes at once, each with its own changes of the environment; their exit codes, and what all wrote"
+    with tempfile.TemporaryDirectory() as d:
+        (out := Path(d)/"out").touch()
+        ps = [CTX.Process(target=_begin, args=(f, a, str(out), str(out), str(Path.cwd()), {**os.environ, "OMP_NUM_THREADS": "1", **e})) for a, e in zip(argss, envs)]
+        for p in ps: p.start()
+        for p in ps:
+            p.join(timeout)
+            if p.exitcode is None: p.kill(); p.join()
+        return [p.exitcode for p in ps], out.read_text()
 
 
 def _command(name, *args):

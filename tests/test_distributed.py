@@ -1,19 +1,26 @@
 "Several processes train as one does, and one that dies ends the job with a message and without loss. Processes on CPUs, with gloo"
-import json, math, os, re, shutil, subprocess, sys, numpy as np, pytest
+import json, math, os, re, shutil, socket, subprocess, sys, numpy as np, pytest
 from pathlib import Path
+import distributed_job
+from forked import together
 
-JOB = Path(__file__).with_name("distributed_job.py")
-
-def job(folder, n, *choices, fails=False):
-    "Trainings in `n` processes: for each process, what each training gave; the messages, if it must fail"
+def job(folder, n, *choices):
+    "Trainings in `n` processes, which begin as torchrun's do: for each process, what each training gave"
     folder.mkdir(exist_ok=True)
-    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", str(JOB), str(folder), json.dumps(choices)],
-                       capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if fails:
-        assert r.returncode, "should have failed"
-        return r.stderr
-    assert not r.returncode, r.stderr[-3000:]
+    with socket.socket() as s: s.bind(("", 0)); port = s.getsockname()[1] # one that is free
+    world = dict(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
+    ranks = [dict(RANK=str(i), LOCAL_RANK=str(i), **world) for i in range(n)]
+    codes, told = together(distributed_job.main, [(str(folder), choices)]*n, ranks)
+    assert codes == [0]*n, told[-3000:]
     return [json.loads((folder/f"rank{i}.json").read_text()) for i in range(n)]
+
+def failing(folder, n, choices):
+    "The messages of a training in `n` processes that torchrun starts, and that must fail"
+    folder.mkdir(exist_ok=True)
+    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", distributed_job.__file__, str(folder), json.dumps([choices])],
+                       capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert r.returncode, "should have failed"
+    return r.stderr
 
 def same(ranks, *names):
     for k in names: assert all(r[k] == ranks[0][k] for r in ranks), k
@@ -55,7 +62,7 @@ def test_accumulated_gradients(tmp_path):
     np.testing.assert_allclose(np.array(parts["losses"]).reshape(-1, 2).mean(1), whole["losses"], rtol=1e-4)
 
 def test_an_error_of_one_is_an_error_of_all(tmp_path):
-    told = job(tmp_path, 2, dict(fail=True), fails=True)
+    told = failing(tmp_path, 2, dict(fail=True))
     assert told.count("nothing to cluster") and all("nothing to cluster" in (tmp_path/f"rank{i}.json").read_text() for i in range(2))
 
 def test_bf16(tmp_path):
@@ -68,7 +75,7 @@ def test_bf16(tmp_path):
 
 def test_a_killed_process(tmp_path):
     "Rank 1 is killed in the second epoch; others go on with what was kept"
-    told = job(tmp_path/"killed", 2, dict(still=False, checkpoint=True, die=[1, 1]), fails=True)
+    told = failing(tmp_path/"killed", 2, dict(still=False, checkpoint=True, die=[1, 1]))
     assert re.search(r"Root Cause.*rank\s*: 1.*Signal 9 \(SIGKILL\)", told, re.S)
     kept = tmp_path/"killed"/"run"
     assert [f.name[:10] for f in kept.glob("*.safetensors")] == ["epoch-0001"]
