@@ -1,5 +1,6 @@
 "Fresh processes that need not load torch and fastai: each is a fork of one that has done only that"
 import multiprocessing, os, runpy, sys, tempfile, traceback
+from multiprocessing.connection import wait
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -44,9 +45,11 @@ def together(f, argss, envs, timeout=600):
         (out := Path(d)/"out").touch()
         ps = [CTX.Process(target=_begin, args=(f, a, str(out), str(out), str(Path.cwd()), {**os.environ, "OMP_NUM_THREADS": "1", **e})) for a, e in zip(argss, envs)]
         for p in ps: p.start()
-        for p in ps:
-            p.join(timeout)
-            if p.exitcode is None: p.kill(); p.join()
+        left = {p.sentinel: p for p in ps}
+        while left and (ended := wait(list(left), timeout)):
+            if any([left.pop(o).exitcode for o in ended]): timeout = 10 # the others wait for it in vain
+        for p in left.values(): p.kill()
+        for p in ps: p.join()
         return [p.exitcode for p in ps], out.read_text()
 
 

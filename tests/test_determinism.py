@@ -21,15 +21,15 @@ print(json.dumps(res))
 """
 VARIANTS = dict(improved={}, official=dict(preset="official", init_images=8, update_images=4, backbone_lr=.5), paper=dict(preset="paper"))
 
-def run(folder, seed, hashseed, variants=VARIANTS):
+def run(folder, seed, hashseed):
     folder.mkdir()
-    r = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(variants), str(seed)], cwd=folder, capture_output=True, text=True,
+    r = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(VARIANTS), str(seed)], cwd=folder, capture_output=True, text=True,
                        env={**os.environ, "PYTHONHASHSEED": str(hashseed)})
     assert r.returncode == 0, r.stderr[-2000:]
     return json.loads(r.stdout.splitlines()[-1])
 
 def test_bit_for_bit(tmp_path):
-    one, two = run(tmp_path/"1", 0, 1), run(tmp_path/"2", 0, 2)
-    for name in VARIANTS: assert one[name] == two[name], name
-    other = run(tmp_path/"3", 1, 1, dict(improved={}))
-    assert one["improved"][0] != other["improved"][0]
+    one, two, other = run(tmp_path/"1", 0, 1), run(tmp_path/"2", 0, 2), run(tmp_path/"3", 1, 1)
+    for name in VARIANTS:
+        assert one[name] == two[name], name
+        assert one[name][0] != other[name][0], name
