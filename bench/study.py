@@ -12,6 +12,7 @@
 the table that is reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
 whose test images stand in for val. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
+Rows that end in _ward are of an earlier version, whose readout merged clusters by Ward's rule, with three quarters of its exponent for sizes.
 """
 import argparse, json, os, random, re, tempfile, time, warnings
 from pathlib import Path
@@ -95,17 +96,17 @@ def path(data, row, seed, size, backbone=LITE0):
     return HERE/"study"/f"{Path(data).name}-{row}{other}{'' if size == 160 else f'_{size}px'}-{seed}.json"
 
 
-def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None):
+def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None, again=False):
     "Train one row with one seed, unless that is done, and score it"
     kw = dict(ROWS[row])
     out = path(data, row, seed, size, backbone)
     res = json.loads(out.read_text()) if out.exists() else {}
-    if res and ("test" in res or not test): return
+    if res and ("test" in res or not test) and not again: return
     epochs, start, cpu = kw.pop("epochs", epochs), time.perf_counter(), time.process_time()
     seed_all(seed)
     learn = picie_learner(loaders(data, "val", seed, size, crop="center" if kw.get("preset") == "official" else "random"), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
-    net, ds = out.with_suffix(".safetensors"), {}
-    if res: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
+    net, ds, kept = out.with_suffix(".safetensors"), {}, bool(res)
+    if kept: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
     else:
         seen, cb = ([watch(learn)], Watch()) if look else ([], None)
         if epochs:
@@ -113,7 +114,7 @@ def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None)
             with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=cb)
         res = dict(data=data, row=row, seed=seed, backbone=backbone, size=size, epochs=epochs, config=kw, history=seen+(cb.rows if cb else []),
                    seconds=time.perf_counter()-start, cpu_seconds=time.process_time()-cpu, threads=torch.get_num_threads())
-        learn.segmenter().save(net)
+    if again or not kept: learn.segmenter().save(net)
     split = "test" if test else "val"
     ds.update({split: {}, f"{split}_raw": dict(refine=0)})
     seed_all(seed)
@@ -171,6 +172,7 @@ def main():
     p.add_argument("--weights", help="file with its weights, instead of a download")
     p.add_argument("--watch", action="store_true", help="score every epoch by the masks of val")
     p.add_argument("--test", action="store_true", help="score the test images as well")
+    p.add_argument("--again", action="store_true", help="score the networks that were kept once more")
     a = p.parse_args()
     if a.table: return table()
     for d in a.data:
@@ -179,7 +181,7 @@ def main():
         if r not in ROWS: p.error(f"no recipe {r!r}: there are {', '.join(ROWS)}")
     for seed in a.seeds:
         for data in a.data:
-            for row in a.rows or ROWS: run(data, row, seed, a.epochs, a.size, a.test, a.watch, a.backbone, a.weights)
+            for row in a.rows or ROWS: run(data, row, seed, a.epochs, a.size, a.test, a.watch, a.backbone, a.weights, a.again)
 
 
 if __name__ == "__main__": main()

@@ -228,6 +228,6 @@ def join_shards(
             and (Path(out)/o["map"]).exists()}
     failed = {o["photo"]: o["failed"] for o in rows if "failed" in o
               and o["map"] not in done}
-    names = {Path(o).as_posix(): os.path.abspath(f) for f, o in jobs}
-    missing = [f for o, f in names.items() if o not in done and f not in failed]
+    missing = [str(f) for f, o in jobs if Path(o).as_posix() not in done
+               and os.path.abspath(f) not in failed]
     return dict(done=done, failed=failed, missing=missing)
