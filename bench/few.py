@@ -3,7 +3,7 @@
     python bench/few.py msrc21 --images 64 --epochs 0 6 24    # a line of bench/few.jsonl for each; what is there is not run again
     python bench/few.py animals --images 83 --epochs 0 6      # photos of msrc21 with one kind of animal: two clusters, ground and animal
 
-Lines without a `rule` are older: there, Ward's rule merged the clusters. Scored on up to 40 images of the test (of the animals: of all), three draws, as bench/study.py does, whose sets and folders it uses.
+Scored on up to 40 images of the test (of the animals: of all), three draws, as bench/study.py does, whose sets and folders it uses.
 """
 import argparse, json, random, shutil, tempfile, time
 from pathlib import Path
@@ -51,7 +51,7 @@ def run(data, n, seed, epochs, folder):
     seconds = time.perf_counter()-start
     seed_all(seed)
     s = learn.score(draws=learn.cluster.fresh(3))
-    return dict(data=data, images=n, seed=seed, epochs=epochs, rule="average linkage", steps=learn.cluster.steps, acc=s.acc, miou=s.miou, border=s.shape["border"], seconds=seconds)
+    return dict(data=data, images=n, seed=seed, epochs=epochs, steps=learn.cluster.steps, acc=s.acc, miou=s.miou, border=s.shape["border"], seconds=seconds)
 
 
 if __name__ == "__main__":
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     for data in args.data:
         for epochs in args.epochs:
             done = [json.loads(o) for o in OUT.read_text().splitlines()] if OUT.exists() else []
-            if (data, args.images, args.seed, epochs) in {(o["data"], o["images"], o["seed"], o["epochs"]) for o in done if "rule" in o}: continue
+            if (data, args.images, args.seed, epochs) in {(o["data"], o["images"], o["seed"], o["epochs"]) for o in done}: continue
             with tempfile.TemporaryDirectory() as tmp: res = run(data, args.images, args.seed, epochs, Path(tmp))
             with OUT.open("a") as f: f.write(json.dumps(res)+"\n")
             print(f"{data:8s} {res['images']:4d} images, {epochs:2d} epochs, {res['steps']:3d} steps: {100*res['acc']:.1f}/{100*res['miou']:.1f}, border {100*res['border']:.0f}", flush=True)

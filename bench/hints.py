@@ -55,7 +55,7 @@ def world(d):
     torch.manual_seed(0)
     K = d["K"] = len(d["names"])
     r = kmeans(unit(d["sample"]), 9*K, generator=torch.Generator().manual_seed(0))
-    d["tree"] = merge_tree(r.centroids, r.counts)
+    d["tree"] = merge_tree(r.centroids, r.counts, .75)
     d["mu"], d["fine"] = merge_clusters(r.centroids, r.counts, cut_tree(d["tree"], K))[0], r.centroids
     known = (d["y"] >= 0) & (d["y"] < K)
     d["z"], d["y"] = d["z"][known].float(), d["y"][known]

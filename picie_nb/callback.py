@@ -53,6 +53,7 @@ class ClusterCallback(Callback):
         n_init:int=1, # K-means restarts, the best is kept
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         merge_from:int=0, # clusters that the readout fits and merges to K; 0: it fits K
+        merge_power:float=.75, # how much size counts in merging, see `merge_tree`
         n_draws:int=1, # runs of K-means for the last readout; the most typical is kept
     ):
         store_attr()
@@ -389,8 +390,9 @@ def _readout(self:ClusterCallback, z):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
     r = self.kmeans(z, self.merge_from)
     self.leaves.append(r.centroids)
-    groups = cut_tree(merge_tree(r.centroids, r.counts), self.n_clusters)
-    return merge_clusters(r.centroids, r.counts, groups)[0]
+    return merge_clusters(r.centroids, r.counts,
+                          cut_tree(merge_tree(r.centroids, r.counts, self.merge_power),
+                                   self.n_clusters))[0]
 
 # %% ../nbs/09_callback.ipynb #1dbcfa5c
 @patch

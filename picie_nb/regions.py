@@ -13,25 +13,28 @@ from torch import Tensor
 
 # %% ../nbs/07_regions.ipynb #84852452
 def merge_tree(
-    centroids:Tensor, # mu, (K,D); only their directions count
+    centroids:Tensor, # mu, (K,D)
     counts:Tensor, # points in each cluster, (K,)
-)->np.ndarray: # (K-1,4) in the form of `scipy.cluster.hierarchy.linkage`: a, b, 1 - mean cosine, leaves
-    "Merge the two groups whose points are most alike on average, again and again, until one is left"
-    m = F.normalize(torch.as_tensor(centroids).detach().cpu().double(), dim=-1).numpy()
+    power:float=1., # of the size factor: 1 is Ward's rule, 0 the distance of the centroids alone
+)->np.ndarray: # (K-1,4) in the form of `scipy.cluster.hierarchy.linkage`: a, b, sqrt(2 cost), leaves
+    "Merge the cheapest pair of clusters, again and again, until one is left"
+    mu = centroids.detach().cpu().double().numpy().copy()
     n = torch.as_tensor(counts).cpu().double().numpy().copy()
-    if m.ndim!=2 or n.shape!=m.shape[:1]:
-        raise ValueError(f"centroids are (K,D) and counts (K,), not {m.shape} and {n.shape}")
-    k, rows = len(m), []
+    if mu.ndim!=2 or n.shape!=mu.shape[:1]:
+        raise ValueError(f"centroids are (K,D) and counts (K,), not {mu.shape} and {n.shape}")
+    k, rows = len(mu), []
     ids, leaves = np.arange(k), np.ones(k)
-    cost = 1-m@m.T
-    np.fill_diagonal(cost, np.inf)
+    d2 = ((mu[:, None]-mu)**2).sum(-1)
     for step in range(k-1):
+        cost = np.divide(np.outer(n, n), n[:, None]+n, out=np.zeros_like(d2), where=n[:, None]+n>0)**power*d2
+        np.fill_diagonal(cost, np.inf)
+        cost[ids<0] = cost[:, ids<0] = np.inf # merged away
         a, b = sorted(np.unravel_index(cost.argmin(), cost.shape), key=lambda i: ids[i])
-        rows.append((ids[a], ids[b], max(cost[a, b], 0), leaves[a]+leaves[b]))
-        if n[a]+n[b]: m[a] = (n[a]*m[a]+n[b]*m[b])/(n[a]+n[b])
-        n[a], leaves[a], ids[a], ids[b] = n[a]+n[b], leaves[a]+leaves[b], k+step, -1
-        cost[a] = cost[:, a] = np.where(ids<0, np.inf, 1-m@m[a])
-        cost[a, a] = cost[b] = cost[:, b] = np.inf # itself; merged away
+        rows.append((ids[a], ids[b], (2*cost[a, b])**.5, leaves[a]+leaves[b]))
+        if n[a]+n[b]: mu[a] = (n[a]*mu[a]+n[b]*mu[b])/(n[a]+n[b])
+        n[a], leaves[a] = n[a]+n[b], leaves[a]+leaves[b]
+        d2[a] = d2[:, a] = ((mu-mu[a])**2).sum(-1)
+        ids[a], ids[b] = k+step, -1
     return np.array(rows).reshape(-1, 4)
 
 # %% ../nbs/07_regions.ipynb #ef4e4c88

@@ -25,11 +25,12 @@ class ClusterTree:
         net:PiCIENet, # the trained network
         centroids:Tensor, # many centroids, (n,D)
         counts:Tensor, # points in each cluster, (n,)
+        power:float=.75, # how much size counts in merging, see `merge_tree`
         **kwargs # of `Segmenter`: size, readout, tau, info, refine
     ):
         self.net, self.kwargs = net.eval(), kwargs
         self.centroids, self.counts = centroids.detach().cpu(), counts.detach().cpu()
-        self.tree = merge_tree(self.centroids, self.counts)
+        self.tree = merge_tree(self.centroids, self.counts, power)
         self.colors = self._colors()
     def __repr__(self): return f"ClusterTree: 1 to {len(self.centroids)} clusters"
 

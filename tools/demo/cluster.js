@@ -1,7 +1,7 @@
 // The clusters of one photo from its features, as picie_nb.use.tree.photo_tree(...).at(k) finds them in Python.
 // Maps are flat arrays: features z are h*w rows of D numbers, images 3 planes of H*W.
 
-const LEAVES = 40, ROUNDS = 3, DILATIONS = [8, 4, 2, 1], SHARPNESS = .1
+const LEAVES = 40, ROUNDS = 3, POWER = .75, DILATIONS = [8, 4, 2, 1], SHARPNESS = .1
 
 // (D,h,w) -> (h*w,D)
 export function rows(z, D) {
@@ -51,25 +51,22 @@ export function kmeans(z, D, h, w, k = LEAVES) {
   }
 }
 
-// Merge the two groups whose pixels are most alike on average, again and again: [[a, b], ...], the i-th pair becomes node k+i
+// Merge the cheapest pair of clusters, again and again: [[a, b], ...], the i-th pair becomes node k+i
 export function mergeTree(centroids, counts, D) {
-  const k = counts.length, m = Float64Array.from(centroids), n = Float64Array.from(counts), tree = []
+  const k = counts.length, mu = Float64Array.from(centroids), n = Float64Array.from(counts), tree = []
   const ids = Array.from({length: k}, (_, i) => i)
-  for (let i = 0; i < k; i++) {
-    const length = Math.hypot(...m.subarray(i*D, i*D+D)) || 1
-    for (let d = 0; d < D; d++) m[i*D+d] /= length
-  }
   for (let step = 0; step < k-1; step++) {
     let low = Infinity, pair
     for (let i = 0; i < k; i++) for (let j = i+1; j < k; j++) {
       if (ids[i] < 0 || ids[j] < 0) continue
-      let cost = 1
-      for (let d = 0; d < D; d++) cost -= m[i*D+d]*m[j*D+d]
+      let d2 = 0
+      for (let d = 0; d < D; d++) d2 += (mu[i*D+d]-mu[j*D+d])**2
+      const cost = (n[i]+n[j] ? n[i]*n[j]/(n[i]+n[j]) : 0)**POWER*d2
       if (cost < low) { low = cost; pair = [i, j] }
     }
     const [a, b] = pair.sort((i, j) => ids[i]-ids[j]), sum = n[a]+n[b]
     tree.push([ids[a], ids[b]])
-    if (sum) for (let d = 0; d < D; d++) m[a*D+d] = (n[a]*m[a*D+d]+n[b]*m[b*D+d])/sum
+    if (sum) for (let d = 0; d < D; d++) mu[a*D+d] = (n[a]*mu[a*D+d]+n[b]*mu[b*D+d])/sum
     n[a] = sum; ids[a] = k+step; ids[b] = -1
   }
   return tree
