@@ -30,7 +30,9 @@ def child(f):
     except BaseException as e: print(type(e).__name__, e, flush=True); code = 3
     os._exit(code)
 
-def finish(run, n=3, **kw): (run/"result.json").write_text(json.dumps(train(run, n, **kw)))
+def finish(run, n=3, **kw):
+    (run/"result.part").write_text(json.dumps(train(run, n, **kw)))
+    (run/"result.part").rename(run/"result.json") # a kill while this is written must not leave half of it
 """
 
 KILLS = COMMON + """
