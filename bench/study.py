@@ -12,7 +12,6 @@
 the table that is reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
 whose test images stand in for val. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
-Rows that end in _average were scored with a readout that merged clusters by average linkage of cosines, which is no part of the package.
 """
 import argparse, json, os, random, re, tempfile, time, warnings
 from pathlib import Path

@@ -28,7 +28,7 @@ def _check_scores(z, mu, metric):
         raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(_metrics)}")
     if z.dim() not in (2, 4): raise ValueError(f"z must be (N,D) or (B,D,h,w), not {tuple(z.shape)}")
     d = z.shape[1]
-    if mu.dim() != 2 or d != mu.shape[1]:
+    if mu.dim() != 2 or d != mu.shape[1] and (metric, d+1) != ('dot', mu.shape[1]):
         raise ValueError(f"z has D={d} in dim 1, so mu must be (K,{d}), not {tuple(mu.shape)}")
 
 # %% ../nbs/06_clustering.ipynb #529829ac
@@ -44,31 +44,37 @@ def _same_dtype(z, mu):
     dtype = torch.promote_types(z.dtype, mu.dtype)
     return z.to(dtype), mu.to(dtype)
 
+def _parts(z, mu):
+    "Centroids and their biases, if they have a column for them"
+    d = z.shape[1]
+    return mu[:, :d], mu[:, d] if mu.shape[1] > d else None
+
 # %% ../nbs/06_clustering.ipynb #50e42927
 def scores(
     z:Tensor, # features, (N,D) or (B,D,h,w)
-    mu:Tensor, # centroids, (K,D)
+    mu:Tensor, # centroids, (K,D); for 'dot' also (K,D+1), the last column is added
     metric:str='euclidean' # 'euclidean' (minus squared distance), 'cosine' or 'dot'
 )->Tensor: # similarity to every centroid, (N,K) or (B,K,h,w)
     "Similarity of every pixel to every centroid, as a 1x1 convolution"
     _check_scores(z, mu, metric)
     z, mu = _same_dtype(z, mu)
     if metric == 'cosine': z, mu = F.normalize(z, dim=1), F.normalize(mu, dim=1)
-    if metric != 'euclidean': return _product(z, mu)
+    if metric != 'euclidean': return _product(z, *_parts(z, mu))
     return 2*_product(z, mu, -mu.pow(2).sum(1)/2) - z.pow(2).sum(1, keepdim=True)
 
 # %% ../nbs/06_clustering.ipynb #5903f31b
 @torch.no_grad()
 def assign(
     z:Tensor, # features, (N,D) or (B,D,h,w)
-    mu:Tensor, # centroids, (K,D)
+    mu:Tensor, # centroids, (K,D) or (K,D+1), as in `scores`
     metric:str='euclidean' # 'euclidean', 'cosine' or 'dot', as in `scores`
 )->Tensor: # number of the best cluster, int64, (N,) or (B,h,w)
     "The cluster of every pixel: the centroid with the best score"
     _check_scores(z, mu, metric)
     z, mu = _same_dtype(z, mu)
     if metric == 'cosine': mu = F.normalize(mu, dim=1)
-    bias = -mu.pow(2).sum(1)/2 if metric == 'euclidean' else None
+    mu, bias = _parts(z, mu)
+    if metric == 'euclidean': bias = -mu.pow(2).sum(1)/2
     return _product(z, mu, bias).max(1).indices
 
 # %% ../nbs/06_clustering.ipynb #ff4e0815

@@ -422,7 +422,7 @@ def cluster_tree(self:PiCIELearner,
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only "
                                            f"{len(z)} points: use fewer")
     r, base = cb.kmeans(z, max(n_leaves, cb.n_clusters)), self.segmenter()
-    return ClusterTree(base.net, r.centroids, r.counts, cb.merge_power, size=base.size,
+    return ClusterTree(base.net, r.centroids, r.counts, size=base.size,
                        readout=base.readout, info=base.info, refine=base.refine)
 
 # %% ../nbs/11_learner.ipynb #6220a832

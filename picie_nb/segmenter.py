@@ -113,7 +113,7 @@ class Segmenter:
     "Segment images into the clusters of a trained model"
     def __init__(self,
         net:PiCIENet, # the trained network
-        centroids:Tensor, # one centroid for each cluster, (K,D)
+        centroids:Tensor, # one for each cluster, (K,D) or (K,D+1), see `scores`
         size:int=224, # short side at which images enter the network, in pixels
         readout:str="dot", # how pixels are compared with centroids, see `scores`
         tau:float=.05, # temperature of the confidence: smaller is surer
@@ -504,7 +504,8 @@ def _centroids(path, h:dict, arrays:dict)->tuple:
     if groups is not None and not (isinstance(groups, list) and all(isinstance(g, int) for g in groups)):
         raise ValueError(f"{path}: the header has no valid 'groups'")
     k = len(h["names"] if groups is None else groups)
-    if mu is None or mu.shape != (k, h["dim"]) or groups and max(groups) != len(h["names"])-1:
+    shapes = (k, h["dim"]), (k, h["dim"]+1) # with biases
+    if mu is None or mu.shape not in shapes or groups and max(groups) != len(h["names"])-1:
         raise ValueError(f"{path}: no centroids that fit {len(h['names'])} names x {h['dim']} dimensions")
     return mu, groups
 

@@ -48,7 +48,7 @@ def test_pieces():
         for o in (refine(s.softmax(1), x), upsampled_argmax(scores(z, r.centroids), (32, 32))): assert isinstance(o, Far)
         assert ConfusionMatrix(4, 3).update(s.argmax(1), y).mat.sum() == 2*32*32
         mu, n = merge_clusters(r.centroids, r.counts, cut_tree(merge_tree(r.centroids, r.counts), 2))
-        assert isinstance(mu, Far)
+        assert isinstance(mu, Far) and isinstance(with_prior(mu, n), Far)
         km = MiniBatchKMeans(r.centroids, r.counts)
         km.update(z.movedim(1, -1).flatten(0, 2))
         assert isinstance(km.centroids, Far)

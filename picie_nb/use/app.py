@@ -218,7 +218,7 @@ def recut(
 )->Segmenter:
     "Cut the tree at K, and keep the names"
     new, names = tree.at(k), segmenter.labels.names
-    mu = new.centroids.T[None, :, :, None]
+    mu = new.centroids[:, :new.net.dim].T[None, :, :, None]
     s = segmenter._grouped(scores(mu, segmenter.centroids, segmenter.readout))
     owner = s[0, :, :, 0].argmax(0).tolist()
     return new.named({i: names[o] for i, o in enumerate(owner) if _has_name(names[o])})
@@ -273,7 +273,7 @@ def corrected(
     if not segmenter.hints:
         owners = segmenter.groups or range(len(segmenter.centroids))
         nameless = [Hint("centroid", .5, .5, names[o], z=F.normalize(mu.cpu(), dim=0))
-                    for o, mu in zip(owners, segmenter.centroids)
+                    for o, mu in zip(owners, segmenter.centroids[:, :segmenter.net.dim])
                     if not _has_name(names[o])]
     return segmenter.hinted([*nameless, Hint(image, x, y, name)])
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
+from ..clustering import scores
 from ..data.folders import open_image
 from ..data.labels import palette
 from ..segmenter import Hint, Segmenter
@@ -125,7 +126,10 @@ def _given(segmenter)->list:
     if segmenter.hints: return segmenter.hints
     owners = np.array(segmenter.labels.names)[segmenter.groups or range(len(segmenter.centroids))]
     return [Hint("centroid", .5, .5, str(n), z=F.normalize(mu.cpu(), dim=0))
-            for n, mu in zip(owners, segmenter.centroids) if not re.fullmatch(r"cluster \d+", n)]
+            for n, mu in zip(owners, _points(segmenter)) if not re.fullmatch(r"cluster \d+", n)]
+
+def _points(segmenter)->Tensor: # centroids (K,D), without biases
+    return segmenter.centroids[:, :segmenter.net.dim]
 
 def _clash(a:Hint, b:Hint)->bool: # said of the same place
     return a.name != b.name if a.yes and b.yes else a.yes != b.yes and a.name == b.name
@@ -157,7 +161,8 @@ def _class_colors(segmenter, hints, names)->np.ndarray:
     res, more = {n: old[n]
                  for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
     for h, n in zip(hints, names):
-        found = labels.names[owner[int((segmenter.centroids.cpu()@h.z).argmax())]]
+        s = scores(h.z[None], segmenter.centroids.cpu(), segmenter.readout)
+        found = labels.names[owner[int(s.argmax())]]
         first = [old[found]] if re.fullmatch(r"cluster \d+", found) else []
         if n not in res: res[n] = next(c for c in first+more if c not in res.values())
     return np.array([res[n] for n in dict.fromkeys(names)], np.uint8)
@@ -174,7 +179,7 @@ def hinted(self:Segmenter,
     names = _resolved(hints)
     classes = list(dict.fromkeys(names))
     y = torch.tensor([classes.index(n) for n in names])
-    fine = (self.centroids if self.fine is None else self.fine).cpu()
+    fine = (_points(self) if self.fine is None else self.fine).cpu()
     mu = fit_classes(fine, torch.stack([h.z for h in hints]), y)
     new = self._with(names=classes, colors=_class_colors(self, hints, names),
                      groups=None, readout="dot", centroids=self.tau*mu, hints=hints)
@@ -187,10 +192,11 @@ def hint_report(self:Segmenter)->dict:
     "Clicks of each class; names that share a small cluster; clicks that do not hold"
     if not self.hints: return dict(clicks={}, split=[], failed=[])
     z, names = torch.stack([h.z for h in self.hints]), _resolved(self.hints)
-    fine = (self.centroids if self.fine is None else self.fine).cpu()
+    fine = (_points(self) if self.fine is None else self.fine).cpu()
     found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
     owner = self.groups or range(len(self.centroids))
-    says = [self.labels.names[owner[i]] for i in (z@self.centroids.cpu().T).argmax(1)]
+    best = scores(z, self.centroids.cpu(), self.readout).argmax(1)
+    says = [self.labels.names[owner[i]] for i in best]
     split = {k: sorted({n for n, f in zip(names, found) if f == k})
              for k in sorted(set(found))}
     return dict(clicks={n: names.count(n) for n in dict.fromkeys(names)},

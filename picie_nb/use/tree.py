@@ -15,7 +15,7 @@ from ..clustering import assign, kmeans, sample_pixels
 from ..data.folders import open_image
 from ..data.labels import palette
 from ..fpn import PiCIENet
-from ..regions import cut_tree, merge_clusters, merge_tree
+from ..regions import cut_tree, merge_clusters, merge_tree, with_prior
 from ..segmenter import Segmenter, _tensor
 
 # %% ../../nbs/use/tree.ipynb #f9782fb0
@@ -25,12 +25,14 @@ class ClusterTree:
         net:PiCIENet, # the trained network
         centroids:Tensor, # many centroids, (n,D)
         counts:Tensor, # points in each cluster, (n,)
-        power:float=.75, # how much size counts in merging, see `merge_tree`
+        power:float=.5, # how much size counts in merging, see `merge_tree`
+        prior:float=.05, # how much frequency counts, see `with_prior`
         **kwargs # of `Segmenter`: size, readout, tau, info, refine
     ):
         self.net, self.kwargs = net.eval(), kwargs
         self.centroids, self.counts = centroids.detach().cpu(), counts.detach().cpu()
-        self.tree = merge_tree(self.centroids, self.counts, power)
+        self.prior = prior
+        self.tree = merge_tree(F.normalize(self.centroids), self.counts, power)
         self.colors = self._colors()
     def __repr__(self): return f"ClusterTree: 1 to {len(self.centroids)} clusters"
 
@@ -57,9 +59,10 @@ def at(self:ClusterTree,
     node = np.arange(n) # what each leaf has become after n-k merges
     for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
-    mu = merge_clusters(self.centroids, self.counts, groups)[0]
-    return Segmenter(self.net, mu, names=names, colors=np.stack(colors),
-                     fine=self.centroids, **self.kwargs)
+    kw = dict(names=names, colors=np.stack(colors), fine=self.centroids) | self.kwargs
+    mu, n = merge_clusters(self.centroids, self.counts, groups)
+    if kw.get("readout", "dot") == "dot": mu = with_prior(mu, n, self.prior)
+    return Segmenter(self.net, mu, **kw)
 
 # %% ../../nbs/use/tree.ipynb #5dc05398
 def _spread(n:int, h:int, w:int):
@@ -79,9 +82,9 @@ def photo_tree(
     "The clusters of a single photo, from its own pixels"
     x = _tensor(open_image(image), size).to(next(net.parameters()).device)
     z = F.normalize(net.eval()(x).float(), dim=1)
-    if n > z[0, 0].numel():
-        raise ValueError(f"n={n}, but at size={size} this photo has only "
-                         f"{z[0, 0].numel()} points: use fewer")
+    if not 1 <= n <= z[0, 0].numel():
+        raise ValueError(f"n={n}: at size={size} this photo has {z[0, 0].numel()} "
+                         "points, so n is from 1 to that many")
     points, start = sample_pixels(z), _spread(n, *z.shape[2:])
     r = kmeans(points, n, 3, points[start], engine="torch", reseed=False)
     kwargs = dict(refine=20) | kwargs

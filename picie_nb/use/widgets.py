@@ -164,7 +164,9 @@ def explore_views(
 # %% ../../nbs/use/widgets.ipynb #dc7790ad
 class _Once(nn.Module):
     "A network that computes each input once"
-    def __init__(self, net): super().__init__(); self.net, self.backbone, self.seen = net, net.backbone, []
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.backbone, self.dim, self.seen = net, net.backbone, net.dim, []
     def forward(self, x):
         for o, z in self.seen:
             if o.shape == x.shape and torch.equal(o, x): return z

@@ -1,7 +1,7 @@
 // The clusters of one photo from its features, as picie_nb.use.tree.photo_tree(...).at(k) finds them in Python.
 // Maps are flat arrays: features z are h*w rows of D numbers, images 3 planes of H*W.
 
-const LEAVES = 40, ROUNDS = 3, POWER = .75, DILATIONS = [8, 4, 2, 1], SHARPNESS = .1
+const LEAVES = 40, ROUNDS = 3, POWER = .5, PRIOR = .05, DILATIONS = [8, 4, 2, 1], SHARPNESS = .1
 
 // (D,h,w) -> (h*w,D)
 export function rows(z, D) {
@@ -51,9 +51,13 @@ export function kmeans(z, D, h, w, k = LEAVES) {
   }
 }
 
-// Merge the cheapest pair of clusters, again and again: [[a, b], ...], the i-th pair becomes node k+i
+// Merge the cheapest pair of clusters, by their directions, again and again: [[a, b], ...], the i-th pair becomes node k+i
 export function mergeTree(centroids, counts, D) {
   const k = counts.length, mu = Float64Array.from(centroids), n = Float64Array.from(counts), tree = []
+  for (let i = 0; i < k; i++) {
+    const unit = mu.subarray(i*D, i*D+D), length = Math.hypot(...unit) || 1
+    for (let d = 0; d < D; d++) unit[d] /= length
+  }
   const ids = Array.from({length: k}, (_, i) => i)
   for (let step = 0; step < k-1; step++) {
     let low = Infinity, pair
@@ -83,7 +87,7 @@ export function nodeColors(tree, counts) {
   return number
 }
 
-// Centroids and colours where K groups are left
+// Centroids, their biases and colours where K groups are left: a frequent group wins where a cell lies between two
 export function cut({mu, counts, tree, colors}, D, k) {
   const n = counts.length, node = Array.from({length: n}, (_, i) => i), nodes = []
   tree.slice(0, n-k).forEach((pair, i) => node.forEach((o, j) => { if (pair.includes(o)) node[j] = n+i }))
@@ -93,7 +97,8 @@ export function cut({mu, counts, tree, colors}, D, k) {
     const g = nodes.indexOf(o), share = counts[i]/Math.max(1, total[g])
     for (let d = 0; d < D; d++) centroids[g*D+d] += share*mu[i*D+d]
   })
-  return {centroids, colors: nodes.map(o => colors[o])}
+  const all = total.reduce((s, o) => s+o, 0), bias = total.map(o => PRIOR*Math.log(Math.max(1, o)/all))
+  return {centroids, bias, colors: nodes.map(o => colors[o])}
 }
 
 // Bilinear interpolation of one axis: for each of m places the two of n that it lies between, and how far
@@ -170,11 +175,11 @@ function refine(p, K, {near, weights}, rounds) {
   return p
 }
 
-// The cluster of every pixel of the photo, (H,W) uint8, from features z (h*w,D) and K centroids
-export function segment({z, D, size, listen, tau, rounds}, centroids, full) {
+// The cluster of every pixel of the photo, (H,W) uint8, from features z (h*w,D) and K centroids with biases
+export function segment({z, D, size, listen, tau, rounds}, centroids, bias, full) {
   const K = centroids.length/D, n = size[0]*size[1], s = new Float32Array(n*K)
   for (let i = 0; i < n; i++) for (let k = 0; k < K; k++) {
-    let dot = 0
+    let dot = bias[k]
     for (let d = 0; d < D; d++) dot += z[i*D+d]*centroids[k*D+d]
     s[i*K+k] = dot/tau
   }

@@ -77,6 +77,6 @@ async function look(photo) {
 
 function answer(k) {
   if (state.clusters) return {clusters: state.clusters, full: state.full, colors: about.colors.map((_, i) => i)}
-  const {centroids, colors} = C.cut(state.found, state.D, k)
-  return {clusters: C.segment(state, centroids, state.full), full: state.full, colors}
+  const {centroids, bias, colors} = C.cut(state.found, state.D, k)
+  return {clusters: C.segment(state, centroids, bias, state.full), full: state.full, colors}
 }
