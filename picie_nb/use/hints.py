@@ -161,7 +161,7 @@ def _class_colors(segmenter, hints, names)->np.ndarray:
     res, more = {n: old[n]
                  for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
     for h, n in zip(hints, names):
-        s = scores(h.z[None], segmenter.centroids.cpu(), segmenter.readout)
+        s = scores(h.z[None], segmenter.centroids.cpu(), "dot")
         found = labels.names[owner[int(s.argmax())]]
         first = [old[found]] if re.fullmatch(r"cluster \d+", found) else []
         if n not in res: res[n] = next(c for c in first+more if c not in res.values())
@@ -195,7 +195,7 @@ def hint_report(self:Segmenter)->dict:
     fine = (_points(self) if self.fine is None else self.fine).cpu()
     found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
     owner = self.groups or range(len(self.centroids))
-    best = scores(z, self.centroids.cpu(), self.readout).argmax(1)
+    best = scores(z, self.centroids.cpu(), "dot").argmax(1)
     says = [self.labels.names[owner[i]] for i in best]
     split = {k: sorted({n for n, f in zip(names, found) if f == k})
              for k in sorted(set(found))}
