@@ -381,7 +381,8 @@ def freeze_(
     level = len(net.strides)-1-net.strides[::-1].index(stride)
     named, side = [p for p in net.parameters() if p.requires_grad], [net.pad_to*max(1, 64//net.pad_to)]*2
     size = net.built_for if net.fixed else side
-    with _as_used(net): out = net(torch.rand(1, 3, *size).to(net.mean))[level].sum()
+    with _as_used(net), torch.enable_grad(): # also where the caller wants no gradients
+        out = net(torch.rand(1, 3, *size).to(net.mean))[level].sum()
     for p, g in zip(named, torch.autograd.grad(out, named, allow_unused=True) if named else ()):
         if g is not None: p.requires_grad_(False)
     return net
