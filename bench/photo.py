@@ -27,9 +27,9 @@ def main():
             seen, photo = y != labels.ignore, Image.open(file).convert("RGB")
             k = max(2, (np.unique(y[seen], return_counts=True)[1] > .01*y.size).sum())
             tree = photo_tree(net, photo, refine=0)
-            for rule, (unit, power, tree.prior) in RULES.items():
+            for rule, (unit, power, prior) in RULES.items():
                 mu = F.normalize(tree.centroids) if unit else tree.centroids
-                tree.tree = merge_tree(mu, tree.counts, power)
+                tree.tree, tree.prior = merge_tree(mu, tree.counts, power), prior
                 found[rule].append(adjusted_rand_score(y[seen], tree.at(k)(photo).clusters[seen]))
         res[data] = {rule: float(np.mean(v)) for rule, v in found.items()}
         print(data, {rule: round(v, 3) for rule, v in res[data].items()}, flush=True)

@@ -9,6 +9,7 @@ from picie_nb.backbone import create_backbone
 from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Hint, Segmenter
 from picie_nb.use.annotations import export_annotations, read_annotations
+from picie_nb.use.deploy import OnnxSegmenter
 from picie_nb.use.hints import fit_classes, hints_from_masks, spread_names
 from picie_nb.use.tree import ClusterTree
 
@@ -166,3 +167,12 @@ def test_mistakes(segmenter, hints, told):
 def test_other_readouts(segmenter):
     seg = segmenter._with(readout="euclidean").hinted(CLICKS)
     assert seg.readout == "dot" and [class_at(seg, *c[:3]) for c in CLICKS] == [c[3] for c in CLICKS]
+
+def test_biases_travel(segmenter, tmp_path):
+    "The prior of a tree's clusters is in the file and in the exported network"
+    assert segmenter.centroids.shape[1] == D+1
+    later = Segmenter.load(segmenter.save(tmp_path/"m.safetensors"))
+    assert torch.equal(later.centroids, segmenter.centroids) and (later(PHOTO).clusters == segmenter(PHOTO).clusters).all()
+    pytest.importorskip("onnxruntime")
+    exported = OnnxSegmenter(segmenter.to_onnx(tmp_path/"m.onnx"))
+    assert (exported(PHOTO).clusters == segmenter(PHOTO).clusters).mean() > .999

@@ -30,7 +30,7 @@ from .gallery import cluster_gallery, similar, _features, _some
 from .tree import ClusterTree
 from .widgets import similar_pictures, with_names, _bytes, _name_rows, _Once, _Panel, _picture
 from .widgets import _Pictures, _summary
-import picie_nb.use.hints
+from .hints import _points
 
 # %% ../../nbs/use/app.ipynb #232b9a6c
 class PhotoProject:
@@ -218,7 +218,7 @@ def recut(
 )->Segmenter:
     "Cut the tree at K, and keep the names"
     new, names = tree.at(k), segmenter.labels.names
-    mu = new.centroids[:, :new.net.dim].T[None, :, :, None]
+    mu = _points(new).T[None, :, :, None]
     s = segmenter._grouped(scores(mu, segmenter.centroids, segmenter.readout))
     owner = s[0, :, :, 0].argmax(0).tolist()
     return new.named({i: names[o] for i, o in enumerate(owner) if _has_name(names[o])})
@@ -273,7 +273,7 @@ def corrected(
     if not segmenter.hints:
         owners = segmenter.groups or range(len(segmenter.centroids))
         nameless = [Hint("centroid", .5, .5, names[o], z=F.normalize(mu.cpu(), dim=0))
-                    for o, mu in zip(owners, segmenter.centroids[:, :segmenter.net.dim])
+                    for o, mu in zip(owners, _points(segmenter))
                     if not _has_name(names[o])]
     return segmenter.hinted([*nameless, Hint(image, x, y, name)])
 

@@ -59,10 +59,11 @@ def at(self:ClusterTree,
     node = np.arange(n) # what each leaf has become after n-k merges
     for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
-    kw = dict(names=names, colors=np.stack(colors), fine=self.centroids) | self.kwargs
-    mu, n = merge_clusters(self.centroids, self.counts, groups)
-    if kw.get("readout", "dot") == "dot": mu = with_prior(mu, n, self.prior)
-    return Segmenter(self.net, mu, **kw)
+    mu, counts = merge_clusters(self.centroids, self.counts, groups)
+    if self.kwargs.get("readout", "dot") == "dot":
+        mu = with_prior(mu, counts, self.prior)
+    return Segmenter(self.net, mu, names=names, colors=np.stack(colors),
+                     fine=self.centroids, **self.kwargs)
 
 # %% ../../nbs/use/tree.ipynb #5dc05398
 def _spread(n:int, h:int, w:int):
