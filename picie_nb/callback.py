@@ -21,7 +21,7 @@ from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
 from .clustering import kmeans, scores, assign, sample_pixels
-from .regions import cut_tree, merge_clusters, merge_tree, typical
+from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
 from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/09_callback.ipynb #2766a177
@@ -53,7 +53,8 @@ class ClusterCallback(Callback):
         n_init:int=1, # K-means restarts, the best is kept
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         merge_from:int=0, # clusters that the readout fits and merges to K; 0: it fits K
-        merge_power:float=.75, # how much size counts in merging, see `merge_tree`
+        merge_power:float=.5, # how much size counts in merging, see `merge_tree`
+        prior:float=.05, # how much frequency counts after merging, see `with_prior`
         n_draws:int=1, # runs of K-means for the last readout; the most typical is kept
     ):
         store_attr()
@@ -369,7 +370,7 @@ class ClusterLoss:
 def fresh(self:ClusterCallback,
     n:int=1, # independent runs of K-means
     most:int=None, # images, default what `n_images` says
-)->list: # centroids (K,D) of each run
+)->list: # centroids of each run, (K,D), or (K,D+1) if merged, see `with_prior`
     "Centroids of plain training images, by the network in evaluation mode"
     model, self.leaves = unwrap(self.learn.model), []
     mode = model.training
@@ -390,9 +391,9 @@ def _readout(self:ClusterCallback, z):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
     r = self.kmeans(z, self.merge_from)
     self.leaves.append(r.centroids)
-    return merge_clusters(r.centroids, r.counts,
-                          cut_tree(merge_tree(r.centroids, r.counts, self.merge_power),
-                                   self.n_clusters))[0]
+    tree = merge_tree(F.normalize(r.centroids), r.counts, self.merge_power)
+    mu, n = merge_clusters(r.centroids, r.counts, cut_tree(tree, self.n_clusters))
+    return with_prior(mu, n, self.prior) if self.readout == "dot" else mu
 
 # %% ../nbs/09_callback.ipynb #1dbcfa5c
 @patch
