@@ -12,6 +12,8 @@
 the table that is reported, and are read only with --test. nbs/explanations/ablations.ipynb shows both. CAMVID names the folder with images/{train,val,test}
 and labels/{train,val,test}, DOMAINS the folder of further data sets, each with images/{train,test}, masks/{train,test} and labels.json (names, ignore),
 whose test images stand in for val. Networks are kept beside the results as .safetensors; delete a run's .json to train it again.
+Rows that end in before are the runs of start and improved as they were scored when inside was: merged at their own length with three quarters of Ward's
+exponent and without a prior.
 """
 import argparse, json, os, random, re, tempfile, time, warnings
 from pathlib import Path
