@@ -209,7 +209,7 @@ _engines = dict(torch=_lloyd)
 def _faiss_gpus():
     "Number of GPUs that faiss can use; 0 without faiss"
     try: import faiss
-    except ImportError: return 0
+    except (ImportError, RuntimeError): return 0 # or without its CUDA libraries
     return faiss.get_num_gpus()
 
 def _check(z, k, n_iter, n_init, engine):
@@ -257,8 +257,8 @@ def kmeans(
 def _faiss(z, mu, n_iter, unit=False, reseed=True, generator=None):
     "One run of K-means from the centroids `mu`, by faiss"
     try: import faiss
-    except ImportError:
-        raise ImportError("no faiss here: `pip install faiss-cpu`, or use engine='torch'") from None
+    except (ImportError, RuntimeError) as e:
+        raise ImportError(f"no faiss here ({e}): `pip install faiss-cpu`, or use engine='torch'") from None
     if not reseed: raise ValueError("faiss always fills empty clusters: use engine='torch' with reseed=False")
     k, d = mu.shape
     km = faiss.Kmeans(d, k, niter=n_iter, spherical=unit, min_points_per_centroid=1,
