@@ -1,5 +1,5 @@
 "The documentation site as `make docs` builds it: every link leads somewhere, and every page shows all that it has, without a network"
-import functools, http.server, importlib.util, re, shutil, subprocess, sys, threading, time
+import functools, html, http.server, importlib.util, re, shutil, subprocess, sys, threading, time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlparse
@@ -92,7 +92,13 @@ def test_api(site):
     page = (site/"api.html").read_text()
     names = (ROOT/"tests/public_names.txt").read_text().split()
     assert [n for n in names if n[0].isupper() and not n.isupper() and f">{n}<" not in page] == []
-    assert [f.name for f in site.rglob("*.html") if "__main__" in f.read_text()] == []
+    assert [f.name for f in site.rglob("*.html") if re.search("__main__|:NoneType|&gt;factory|\\.<strong>call<", f.read_text())] == []
+
+def test_signatures(site):
+    "What `**kwargs` takes stands beside it, also where fastcore puts it behind what is returned"
+    page = html.unescape(re.sub("<[^>]+>", "", (site/"learner.html").read_text()))
+    assert re.search(r"def picie_learner\(\n    dls, # .*?    \*\*overrides, # any field of `PiCIEConfig` or `PublishedConfig`\n\)->PiCIELearner:\n", page, re.S)
+    assert "Segmenter.__call__" in (site/"segmenter.html").read_text()
 
 
 def test_extras(site):

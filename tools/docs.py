@@ -71,16 +71,32 @@ def api_index(proc:Path):
     (proc/"api.qmd").write_text("\n".join(lines), encoding="utf-8")
 
 def signatures(page:str)->str:
-    "Names without the module in which the notebook ran; of a dataclass its fields with their comments, opened, in the place of a signature"
+    "Signatures as the source has them: short names, the comment of `**kwargs`; of a dataclass its fields with their comments, opened, instead"
     page = re.sub(r'__main__(<span class="op">\.</span>|\.)', "", page)
+    page = re.sub(r':NoneType(?=<span class="op">=</span>)', "", page)
+    page = re.sub(r'<span class="op">&lt;</span>factory<span class="op">&gt;</span>', "...", page)
+    page = re.sub(r'(<(?:h3|a)\b[^>]*>\w+\.)<strong>(\w+)</strong>(?=</)', r"\1__\2__", page) # no words in bold
     def plain(o): return html.unescape(re.sub(r"<[^>]+>", "", o)).strip()
-    shown = set(re.findall(r"@dataclass\s+class (\w+)", plain(page))) # others keep their signature
+    whole = plain(page)
+    shown = set(re.findall(r"@dataclass\s+class (\w+)", whole)) # others keep their signature
+    told = {(f, name): what for f, body in re.findall(r"def (\w+)\([^\n]*\n((?:[^\n)][^\n]*\n)+)\s*\)", whole) for name, what in re.findall(r"\*(\w+),? # ([^\n]+)\n", body)}
     def block(m):
-        name = re.fullmatch(r"def (\w+)\(.*\)->None:", plain(m[0].partition("<button")[0]), re.S)
-        return "" if name and name[1] in shown else m[0]
+        name = re.fullmatch(r"def (\w+)\(.*\)(?:->.*)?:.*", plain(m[0].partition("<button")[0]), re.S)
+        if name and "->None:" in plain(m[0]) and name[1] in shown: return ""
+        return parameters(m[0], name[1], told) if name else m[0]
     page = re.sub(r'<div class="sourceCode"[^>]*>(?:(?!</div>).)*</div>(?:<button[^>]*>.*?</button>)?', block, page, flags=re.S)
     def fold(m): return m[0].replace("<details", "<details open", 1) if plain(m[0].partition("</summary>")[2])[:10] == "@dataclass" else m[0]
     return re.sub(r"<details(?! open)[^>]*>(?:(?!</details>).)*</details>", fold, page, flags=re.S)
+
+def parameters(sig:str, f:str, told:dict)->str:
+    "A signature with the comments of `*args` and `**kwargs`, which fastcore leaves out or puts behind what is returned"
+    sig = re.sub(r'picie_nb(?:<span class="op">\.</span>\w+)+<span class="op">\.</span>(?=[A-Z])', "", sig)
+    for name in re.findall(r'<span class="op">\*</span>(\w+)(?=,?\n)', sig):
+        if not (what := told.get((f, name))): continue
+        what = html.escape(what)
+        sig = re.sub(rf'(\*</span>{name}),?\n', lambda m: f'{m[1]}, <span class="co"># {what}</span>\n', sig)
+        sig = re.sub(rf'(\n\)[^\n]*) <span class="co"># {re.escape(what)}</span>', r"\1", sig)
+    return sig
 
 def finish(docs:Path, source:dict):
     "Equations, links to sources, and links between pages of the site; nothing is loaded from elsewhere"
