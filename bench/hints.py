@@ -15,7 +15,8 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 from study import HERE, domains, folders, image_files, match_masks
-from picie_nb.all import Segmenter, cut_tree, hungarian, kmeans, merge_clusters, merge_tree, open_image
+from picie_nb.all import Segmenter, cut_tree, hungarian, kmeans, merge_clusters, merge_tree, open_image, with_prior
+from picie_nb.clustering import scores as centroid_scores
 from picie_nb.use.gallery import _features
 from picie_nb.use.hints import fit_classes, spread_names
 
@@ -55,8 +56,9 @@ def world(d):
     torch.manual_seed(0)
     K = d["K"] = len(d["names"])
     r = kmeans(unit(d["sample"]), 9*K, generator=torch.Generator().manual_seed(0))
-    d["tree"] = merge_tree(r.centroids, r.counts, .75)
-    d["mu"], d["fine"] = merge_clusters(r.centroids, r.counts, cut_tree(d["tree"], K))[0], r.centroids
+    d["tree"] = merge_tree(unit(r.centroids), r.counts, .5)
+    mu, n = merge_clusters(r.centroids, r.counts, cut_tree(d["tree"], K))
+    d["mu"], d["fine"], d["merged"] = mu, r.centroids, with_prior(mu, n)
     known = (d["y"] >= 0) & (d["y"] < K)
     d["z"], d["y"] = d["z"][known].float(), d["y"][known]
     return d
@@ -138,7 +140,7 @@ def series(d, method, seed):
 
 def matched(d):
     "K clusters, matched with classes by masks"
-    K, c = d["K"], (d["z"]@d["mu"].T).argmax(1)
+    K, c = d["K"], centroid_scores(d["z"], d["merged"], "dot").argmax(1)
     of = torch.as_tensor(np.asarray(hungarian(torch.bincount(c*K+d["y"], minlength=K*K).view(K, K))))
     return scores(of[c], d["y"], K)
 

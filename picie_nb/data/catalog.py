@@ -55,7 +55,7 @@ class DataSet:
 # %% ../../nbs/data/catalog.ipynb #078da860
 @patch
 def dls(self:DataSet,
-    size:int=224, # short side in pixels
+    size:int=320, # short side in pixels
     bs:int=16, # batch size
     **kwargs # passed on to `picie_dls`, as `crop`, `oversample`, `num_workers`
 ): # `fastai.data.core.DataLoaders`
