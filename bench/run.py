@@ -432,12 +432,13 @@ def main():
     print(", ".join(f"{k} {v}" for k, v in DETAILS["machine"].items()), flush=True)
     for n in names:
         GROUPS[n]()
-        DETAILS["minutes"] = round((time.perf_counter()-start)/60, 1)
+        minutes = round((time.perf_counter()-start)/60, 1)
+        if not sys.argv[1:]: DETAILS["minutes"] = minutes # of all
         before = old.get("details", {})
         details = {**before, **DETAILS, **{k: {**before.get(k, {}), **DETAILS[k]} for k in ("spread", "growth")}}
         for name, o in (("report", {**old.get("report", {}), **REPORT}), ("details", details)):
             (HERE/f"{name}.json").write_text(json.dumps(o, indent=1)+"\n")
-    print(f"wrote {HERE/'report.json'} after {DETAILS['minutes']} minutes")
+    print(f"wrote {HERE/'report.json'} after {minutes} minutes")
 
 
 if __name__ == "__main__": main()
