@@ -15,8 +15,8 @@ from fastai.torch_core import default_device, set_seed
 from picie_nb.all import *
 import run as bench # the clock and the epoch of the other script
 
-HERE, NETS, SIZES, TINY = Path(__file__).resolve().parent, dict(lite0="tf_efficientnet_lite0", resnet50="resnet50", vits="vit_small_patch14_dinov2"), (224, 320, 448), False
-DEVICE, ROWS = default_device(), {}
+HERE, TINY, DEVICE, ROWS = Path(__file__).resolve().parent, False, default_device(), {}
+NETS, SIZES = dict(lite0="tf_efficientnet_lite0", resnet50="resnet50", vits="vit_small_patch14_dinov2"), (224, 320, 448)
 FORMATS = (None, "fp16", "bf16") if DEVICE.type == "cuda" else (None, "bf16")
 
 
@@ -55,7 +55,8 @@ def photos(n, size):
 def learner(files, net, size, dtype=None, **kw):
     set_seed(0)
     dls = picie_dls(files, size=size, bs=16, valid=.1, **kw)
-    learn = picie_learner(dls, NETS[net], 27, weights=create_backbone(NETS[net], pretrained=False).state_dict(), path=tempfile.mkdtemp())
+    weights = create_backbone(NETS[net], pretrained=False).state_dict()
+    learn = picie_learner(dls, NETS[net], 27, weights=weights, path=tempfile.mkdtemp())
     if dtype: getattr(learn, f"to_{dtype}")()
     learn._do_epoch_validate = lambda *a, **k: None
     return learn
@@ -79,8 +80,8 @@ def train():
     "Epochs of the default recipe over the bare work; how long images are waited for"
     n = 32 if TINY else 256
     files = photos(n, 64 if TINY else 448)
-    for net, size, dtype in (("lite0", 320, None), ("lite0", 320, "bf16"), ("resnet50", 320, None), ("resnet50", 320, "bf16"), ("vits", 320, None), ("vits", 320, "bf16")):
-        if TINY: size = 64
+    for net, dtype in ((n, d) for n in NETS for d in (None, "bf16")):
+        size = 64 if TINY else 320
         learn = learner(files, net, size, dtype)
         cb, epoch = learn.cluster, bench.epoch(learn)
         def first(): # with its K-means
@@ -89,9 +90,11 @@ def train():
         first()
         if DEVICE.type == "cuda": torch.cuda.reset_peak_memory_stats()
         steps, xs = len(learn.dls.train), images(size, scales=(1, cb.view_scale, cb.view_scale))
-        t = medians(dict(later=epoch, first=first, floor=lambda: [step(learn, xs, dtype) for _ in range(steps)], loader=lambda: [0 for _ in learn.dls.train]), 3)
-        put("train", f"{net} {size} {dtype or 'fp32'}", images_per_s=len(learn.dls.train_ds)/t["later"], over_floor=t["later"]/t["floor"], first_over_floor=t["first"]/t["floor"],
-            loader_share=t["loader"]/t["later"], gb=torch.cuda.max_memory_allocated()/1e9 if DEVICE.type == "cuda" else 0)
+        def floor(): [step(learn, xs, dtype) for _ in range(steps)]
+        t = medians(dict(later=epoch, first=first, floor=floor, loader=lambda: [0 for _ in learn.dls.train]), 3)
+        put("train", f"{net} {size} {dtype or 'fp32'}", images_per_s=len(learn.dls.train_ds)/t["later"],
+            over_floor=t["later"]/t["floor"], first_over_floor=t["first"]/t["floor"], loader_share=t["loader"]/t["later"],
+            gb=torch.cuda.max_memory_allocated()/1e9 if DEVICE.type == "cuda" else 0)
 
 
 def steps():
@@ -126,7 +129,8 @@ def kmeans_engines():
         mu, end = z[torch.randperm(n, device=DEVICE)[:k]].clone(), {}
         def fit(engine): end[engine] = kmeans(z, k, init=mu, engine=engine)
         t = medians({e: (lambda e=e: fit(e)) for e in ("torch", "faiss")}, 3)
-        put("kmeans", f"K={k}", torch_seconds=t["torch"], faiss_seconds=t["faiss"], torch_over_faiss=t["torch"]/t["faiss"], objective_torch_over_faiss=end["torch"].objective/end["faiss"].objective)
+        put("kmeans", f"K={k}", torch_seconds=t["torch"], faiss_seconds=t["faiss"], torch_over_faiss=t["torch"]/t["faiss"],
+            objective_torch_over_faiss=end["torch"].objective/end["faiss"].objective)
     x = F.normalize(torch.randn(16, 128, 80, 80, device=DEVICE), dim=1)
     for k in (27, 100):
         c = F.normalize(torch.randn(k, 128, device=DEVICE), dim=1)
@@ -149,7 +153,8 @@ def segment():
         def bare(): [(open_image(f), seg.net(x)) for f in files]
         t = medians(dict(refined=lambda: [seg(f) for f in files], unrefined=lambda: [rough(f) for f in files], bare=bare,
                          stream=lambda: [0 for _ in seg.stream(files, bs=16, progress=False)]), 3)
-        put("segment", f"{net} {size}", images_per_s=n/t["refined"], streamed_per_s=n/t["stream"], over_bare=t["refined"]/t["bare"], unrefined_over_bare=t["unrefined"]/t["bare"])
+        put("segment", f"{net} {size}", images_per_s=n/t["refined"], streamed_per_s=n/t["stream"],
+            over_bare=t["refined"]/t["bare"], unrefined_over_bare=t["unrefined"]/t["bare"])
 
 
 GROUPS = dict(train=train, steps=steps, kmeans=kmeans_engines, segment=segment)
