@@ -148,7 +148,7 @@ def segment():
         learn.cluster.fit_readout()
         seg = learn.segmenter()
         rough = seg._with(refine=0)
-        x = torch.rand(1, 3, size, size, device=DEVICE)
+        x = torch.rand(1, 3, size, size, device=seg.device)
         @torch.no_grad()
         def bare(): [(open_image(f), seg.net(x)) for f in files]
         t = medians(dict(refined=lambda: [seg(f) for f in files], unrefined=lambda: [rough(f) for f in files], bare=bare,

@@ -206,12 +206,6 @@ def _lloyd(z, mu, n_iter, unit=False, reseed=True, generator=None):
 # %% ../nbs/06_clustering.ipynb #30b6ddb3
 _engines = dict(torch=_lloyd)
 
-def _faiss_gpus():
-    "Number of GPUs that faiss can use; 0 without faiss"
-    try: import faiss
-    except (ImportError, RuntimeError): return 0 # or without its CUDA libraries
-    return faiss.get_num_gpus()
-
 def _check(z, k, n_iter, n_init, engine):
     "Float features that K-means can work with, or a clear error"
     if engine not in _engines:
@@ -237,15 +231,14 @@ def kmeans(
     n_iter:int=20, # at most so many updates; fewer if nothing moves any more
     init='random', # 'random', 'k-means++', or a tensor of centroids (K,D)
     spherical:bool=False, # compare directions: unit length, cosine distance
-    engine:str='auto', # 'torch', 'faiss', or 'auto': faiss if it can use z's GPU
+    engine:str='auto', # 'torch', 'faiss', or 'auto': the faster one, which is torch
     n_init:int=1, # number of starts; the end with the lowest objective is kept
     generator:torch.Generator=None, # source of randomness, on any device
     reseed:bool=True # move empty clusters into the largest one?
 )->KMeansResult: # centroids, counts, objective and history
     "Group the rows of `z` into `k` clusters"
     z, runs = torch.as_tensor(z), []
-    if engine == 'auto':
-        engine = 'faiss' if z.is_cuda and reseed and _faiss_gpus() else 'torch'
+    if engine == 'auto': engine = 'torch' # on GPUs, too
     unit = lambda o: F.normalize(o, dim=1) if spherical else o
     z, run = unit(_check(z, k, n_iter, n_init, engine)), _engines[engine]
     for _ in range(1 if isinstance(init, Tensor) else n_init):
