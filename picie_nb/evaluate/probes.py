@@ -90,12 +90,12 @@ def _fit_linear(z, y, C, steps=500, lr=.1, bs=1024, generator=None):
     return conv.requires_grad_(False)
 
 # %% ../../nbs/evaluate/probes.ipynb #187c4903
-def _rate(net, classify, valid, labels, ignore, card, rules):
+def _rate(net, classify, device, valid, labels, ignore, card, rules):
     "Score the classes that `classify` reads from features, at the size of the masks"
     names, mats = labels if hasattr(labels, "__len__") else None, []
     C = labels if names is None else len(names)
     for x, y in _batches(valid, C, ignore, "valid"):
-        pred = upsampled_argmax(classify(_features(net, x)), y.shape[-2:])
+        pred = upsampled_argmax(classify(_features(net, x).to(device)), y.shape[-2:])
         mats.append(confusion(pred, y, C, C, ignore, per_image=True).cpu())
     s = Evaluation(torch.cat(mats), names, card, ignore=ignore).score()
     s.protocol.update(rules)
@@ -128,7 +128,8 @@ def linear_probe(
         with torch.enable_grad(): conv = _fit_linear(z, y, C, steps, lr, bs, g)
         told = f"linear probe: {steps} steps, rate {lr:g}, {len(y)} training pixels"
         rules = dict(probe=told, **protocol)
-        return _rate(net, conv, valid, labels, ignore, PROTOCOLS["linear"], rules)
+        return _rate(net, conv, z.device, valid, labels, ignore, PROTOCOLS["linear"],
+                     rules)
 
 # %% ../../nbs/evaluate/probes.ipynb #298e11d5
 def _votes(q, z, y, C, k=20, vote="weighted", tau=.07):
@@ -174,5 +175,6 @@ def knn_probe(
         if not 0<k<=len(y):
             raise ValueError(f"k={k}, but there are {len(y)} labelled training pixels")
         told = f"k-NN probe: {k} neighbours of {len(y)} training pixels, {vote} vote"
-        return _rate(net, _voting(z, y, C, k, vote, tau), valid, labels, ignore, _KNN,
+        return _rate(net, _voting(z, y, C, k, vote, tau), z.device, valid, labels,
+                     ignore, _KNN,
                      dict(probe=told, **protocol))
