@@ -1,43 +1,28 @@
 """Measure on one GPU what a training, K-means and a segmenter cost there.
 
-    python bench/gpu.py            # everything, about five minutes: prints a table, writes bench/gpu.json
+    python bench/gpu.py            # everything, ten minutes or more: prints a table, writes bench/gpu.json
     python bench/gpu.py kmeans     # only the groups named: train steps kmeans segment
     python bench/gpu.py --tiny     # a few small images, to see on any machine that the script runs; writes nothing
 
 Times are medians of repetitions in turn, of drawn scenes in files; backbones have random weights, which cost the same. The page
-nbs/explanations/speed.ipynb shows the table.
+nbs/explanations/speed.ipynb shows K-means.
 """
-import argparse, json, os, tempfile, time, warnings
+import argparse, json, os, statistics, tempfile, time, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore")
 import torch, torch.nn.functional as F
 from fastai.torch_core import default_device, set_seed
 from picie_nb.all import *
-import run as bench # the clock and the epoch of the other script
+import run as bench # its clock and its epoch
 
 HERE, TINY, DEVICE, ROWS = Path(__file__).resolve().parent, False, default_device(), {}
 NETS, SIZES = dict(lite0="tf_efficientnet_lite0", resnet50="resnet50", vits="vit_small_patch14_dinov2"), (224, 320, 448)
 FORMATS = (None, "fp16", "bf16") if DEVICE.type == "cuda" else (None, "bf16")
 
 
-def sync(): torch.cuda.synchronize() if DEVICE.type == "cuda" else None
-
-
-def clock(f):
-    sync()
-    start = time.perf_counter()
-    f()
-    sync()
-    return time.perf_counter()-start
-
-
 def medians(fs, reps=5):
     "Median seconds of each function in {name: function}, in turn, after one warm-up"
-    for f in fs.values(): f()
-    times = {k: [] for k in fs}
-    for _ in range(1 if TINY else reps):
-        for k, f in fs.items(): times[k].append(clock(f))
-    return {k: sorted(v)[len(v)//2] for k, v in times.items()}
+    return {k: statistics.median(v) for k, v in bench.side_by_side(fs, 1 if TINY else reps).items()}
 
 
 def put(group, name, **values):
@@ -116,7 +101,7 @@ def steps():
         t = medians(dict(default=lambda: run(other), contiguous=lambda: run(plain)))
         put("steps", f"{net} 320 layout", contiguous_over_default=t["contiguous"]/t["default"])
         other.compile()
-        first = clock(lambda: run(other))
+        first = bench.clock(lambda: run(other))
         t = medians(dict(compiled=lambda: run(other), eager=lambda: run(plain)))
         put("steps", f"{net} 320 compiled", seconds=first, over_eager=t["compiled"]/t["eager"])
 
