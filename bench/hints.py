@@ -1,4 +1,4 @@
-"""How good are a few clicks? Simulated clicks on real data sets, by several ways to follow them; results in hints.json, shown on nbs/use/hints.ipynb.
+"""How good are a few clicks? Simulated clicks on real data sets, by several ways to follow them; results in hints.json, shown on nbs/use/names.ipynb.
 
     python bench/hints.py                                 # all sets and networks that are there, three series of clicks
     python bench/hints.py --data camvid toy --seeds 0     # a part; results of other parts are kept
@@ -18,7 +18,7 @@ from study import HERE, domains, folders, image_files, match_masks
 from picie_nb.all import Segmenter, cut_tree, hungarian, kmeans, merge_clusters, merge_tree, open_image, with_prior
 from picie_nb.clustering import scores as centroid_scores
 from picie_nb.use.gallery import _features
-from picie_nb.use.hints import fit_classes, spread_names
+from picie_nb.use.names import fit_classes, spread_names
 
 CLICKS = (0, 5, 10, 20, 50)
 unit = lambda o: F.normalize(o.float(), dim=1)

@@ -27,7 +27,6 @@ from .use.tree import *
 from .use.annotations import *
 from .use.deploy import *
 from .use.gallery import *
-from .use.hints import *
 from .use.names import *
 from .use.widgets import *
 from .use.app import PhotoProject, picie_app, serve_app

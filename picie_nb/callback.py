@@ -404,9 +404,9 @@ def check(self:ClusterCallback):
 @patch
 def _weights(self:ClusterCallback):
     "A whole number for each parameter, the same on all devices"
-    model = unwrap(self.learn.model)
-    return [p.detach().view(getattr(torch, f"int{8*p.element_size()}")).sum().item()
-            for p in model.parameters()]
+    ints = (p.detach().view(getattr(torch, f"int{8*p.element_size()}"))
+            for p in unwrap(self.learn.model).parameters())
+    return torch.stack([o.sum() for o in ints]).tolist()
 
 @patch
 def ready(self:ClusterCallback):

@@ -11,13 +11,11 @@ __all__ = ['PRESETS', 'picie_config', 'PiCIELearner', 'EpochRows', 'picie_splitt
 import copy, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import nullcontext
 from dataclasses import fields, replace, asdict
-from functools import partial
 from itertools import islice
 from numbers import Real
 from torch import Tensor
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
-from fastai.optimizer import Adam
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import params, rank_distrib
@@ -34,7 +32,7 @@ from .evaluate.metrics import hungarian, hungarian_metrics
 from .evaluate.report import Scores, score_draws
 from .training.distributed import TeamTrainer, unwrap
 from .training.checkpoint import CheckpointCallback
-from .training.health import reuse_memory
+from .training.health import JointAdam, reuse_memory
 from .callback import PiCIEConfig, _plain, _whole
 from .published import PUBLISHED, PublishedConfig
 from .segmenter import Segmenter
@@ -249,7 +247,7 @@ def _wired(dls, net, cfg:PiCIEConfig, size, classes, metrics, cbs, path)->PiCIEL
     cluster, masks = cfg.callback(size), classes is not None and _has_masks(dls)
     scored = hungarian_metrics(cfg.n_clusters, classes) if masks else []
     learn = PiCIELearner(
-        dls, net, loss_func=cfg.loss(), opt_func=partial(Adam, sqr_mom=.999, eps=1e-8),
+        dls, net, loss_func=cfg.loss(), opt_func=JointAdam,
         splitter=picie_splitter, lr=[cfg.lr*cfg.backbone_lr, cfg.lr], wd=cfg.wd,
         path=path, cbs=[cluster, EpochRows(), *L(cbs)],
         metrics=cluster.metrics()+scored+list(L(metrics)))

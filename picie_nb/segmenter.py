@@ -124,7 +124,7 @@ class Segmenter:
         groups=None, # class of each centroid, from 0, see `merged`; default: its own
         tile:int=1024, # side of tiles for longer inputs, in network pixels; 0: none
         fine:Tensor=None, # smaller clusters that these were merged from, (n,D), if any
-        hints=(), # each a `Hint` that was followed, see `picie_nb.use.hints`
+        hints=(), # each a `Hint` that was followed, see `picie_nb.use.names`
     ):
         self.net, self.centroids = net.eval(), centroids.detach().clone()
         self.fine, self.hints = fine, list(hints)

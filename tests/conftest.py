@@ -5,6 +5,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/"shared"  # real images and weights, on the project's own machines only
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1") # several workers share the cores
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 from forked import command
 from picie_nb.data.folders import ToyScenes
 
-SMALL = ["--no-pretrained", "--clusters", "8", "--epochs", "1", "--size", "32", "--bs", "4", "--draws", "2"]
+SMALL = ["--backbone", "test_efficientnet", "--no-pretrained", "--clusters", "8", "--epochs", "1", "--size", "32", "--bs", "4", "--draws", "2"]
 
 
 run = command
@@ -84,17 +84,18 @@ def interrupted(how, until, *args):
     return p.returncode, err
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stop_and_resume(world, tmp_path, how):
-    "Ctrl-C, or a scheduler's SIGTERM, after one epoch, SIGKILL after the next: what is resumed ends with the bytes of a run that nobody stopped"
+def test_stop_and_resume(world, tmp_path):
+    "Ctrl-C after one epoch, a scheduler's SIGTERM after the next, then SIGKILL: what is resumed ends with the bytes of a run that nobody stopped"
     args = ["picie-train", world/"train"/"images", "--valid", world/"test"/"images", *SMALL, "--epochs", "6"]
     out = tmp_path/"m.safetensors"
-    code, err = interrupted(how, 1, *args, "--out", out)
-    assert code == 130 and "--resume" in err.strip().splitlines()[-1] and "Traceback" not in err, err
-    assert out.exists() and (tmp_path/"m.run").is_dir()
-    res = run(*args, "--out", out)
-    assert res.returncode == 1 and "go on with --resume" in res.stderr, res.stderr
-    code, err = interrupted(signal.SIGKILL, 3, *args, "--out", out, "--resume")
+    for how, until, more in ((signal.SIGINT, 1, ()), (signal.SIGTERM, 2, ["--resume"])):
+        code, err = interrupted(how, until, *args, "--out", out, *more)
+        assert code == 130 and "--resume" in err.strip().splitlines()[-1] and "Traceback" not in err, err
+        assert out.exists() and (tmp_path/"m.run").is_dir()
+        res = run(*args, "--out", out)
+        assert res.returncode == 1 and "go on with --resume" in res.stderr, res.stderr
+        out.unlink() # the next shall write it anew
+    code, err = interrupted(signal.SIGKILL, 4, *args, "--out", out, "--resume")
     assert code == -signal.SIGKILL, err
     res = run(*args, "--out", out, "--resume", "--json", "-")
     assert res.returncode == 0 and not (tmp_path/"m.run").exists(), res.stderr

@@ -106,4 +106,4 @@ def test_the_command(tmp_path):
     assert len(json.loads((tmp_path/"report.json").read_text())["history"]) == 2
     assert not (tmp_path/"segmenter.run").exists()
     r = run("nowhere", *tiny)
-    assert r.returncode and "nowhere does not exist" in r.stderr and "picie_nb/" not in r.stderr
+    assert r.returncode and "nowhere does not exist" in r.stderr and "picie_nb/cli.py" not in r.stderr

@@ -10,7 +10,7 @@ from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Hint, Segmenter
 from picie_nb.use.annotations import export_annotations, read_annotations
 from picie_nb.use.deploy import OnnxSegmenter
-from picie_nb.use.hints import fit_classes, hints_from_masks, spread_names
+from picie_nb.use.names import fit_classes, hints_from_masks, spread_names
 from picie_nb.use.tree import ClusterTree
 
 D = 16

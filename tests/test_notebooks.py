@@ -96,7 +96,7 @@ def words(nb): return sum(len(source(c).split()) for c in cells(nb, "markdown"))
 @lesson
 def test_lessons_are_short(nb): assert words(nb) < 2000
 
-def test_the_library_is_short(): assert sum(map(words, NBS)) < 45_000 and len(NBS) < 44
+def test_the_library_is_short(): assert sum(map(words, NBS)) < 45_000 and len(NBS) < 43
 
 def hidden(cell): return bool(directives(cell) & {"hide"}) or re.match(r"#\|\s*export\s*$", source(cell).split("\n")[0]) is not None
 

@@ -30,7 +30,7 @@ from .gallery import cluster_gallery, similar, _features, _some
 from .tree import ClusterTree
 from .widgets import similar_pictures, with_names, _bytes, _name_rows, _Once, _Panel, _picture
 from .widgets import _Pictures, _summary
-from .hints import _points
+from .names import _points
 
 # %% ../../nbs/use/app.ipynb #232b9a6c
 class PhotoProject:

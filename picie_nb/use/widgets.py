@@ -21,7 +21,7 @@ from torch import nn
 from ipyevents import Event
 from ..data.folders import open_image
 from .gallery import ClusterGallery, Similar, cluster_gallery, similar
-from .hints import _image_name, _looked_up
+from .names import _image_name, _looked_up
 from .tree import ClusterTree
 from ..segmenter import Segmentation, Segmenter, _images, _tensor
 from ..transforms import Geometric, Photometric
