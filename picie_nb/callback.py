@@ -20,7 +20,7 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
-from .clustering import kmeans, scores, assign, sample_pixels
+from .clustering import KMeansResult, kmeans, scores, assign, sample_pixels
 from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
 from .losses import PiCIELoss, balance_weights, aux_weights
 
@@ -258,7 +258,7 @@ def cluster(self:ClusterCallback):
 def fit_heads(self:ClusterCallback):
     "K-means for each head and view; a fixed teacher has one set, of plain images"
     zs = self.sample(self.snapshot, augment=self.labels != "start")
-    self.set_heads([[self.kmeans(z, k) for z in zs] for k in self.ks])
+    self.set_heads([[self._learned(z, k) for z in zs] for k in self.ks])
 
 @patch
 def set_heads(self:ClusterCallback,
@@ -271,6 +271,15 @@ def set_heads(self:ClusterCallback,
                    [balance_weights(n, self.balance) for n in ns])
                   for rs, ns in zip(results, counts)]
     self.mu = self.heads[0][0]
+
+@patch
+def _learned(self:ClusterCallback, z, k): # `KMeansResult`
+    "K-means; or, if a fixed teacher's labels are as many as K, its clusters in use"
+    if self.labels != "start" or not k == self.n_clusters < self.merge_from:
+        return self.kmeans(z, k)
+    fits = [self._merged(z)[1:] for _ in range(self.n_draws)]
+    mu, n = fits[typical([assign(z, mu, self.metric) for mu, _ in fits])]
+    return KMeansResult(mu, n, float("nan"))
 
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
@@ -389,11 +398,16 @@ def _fresh(self:ClusterCallback, model, n, most=None):
 @patch
 def _readout(self:ClusterCallback, z):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
-    r = self.kmeans(z, self.merge_from)
-    self.leaves.append(r.centroids)
-    tree = merge_tree(F.normalize(r.centroids), r.counts, self.merge_power)
-    mu, n = merge_clusters(r.centroids, r.counts, cut_tree(tree, self.n_clusters))
+    leaves, mu, n = self._merged(z)
+    self.leaves.append(leaves)
     return with_prior(mu, n, self.prior) if self.readout == "dot" else mu
+
+@patch
+def _merged(self:ClusterCallback, z): # small clusters, and what they merge to
+    r = self.kmeans(z, self.merge_from)
+    tree = merge_tree(F.normalize(r.centroids), r.counts, self.merge_power)
+    groups = cut_tree(tree, self.n_clusters)
+    return r.centroids, *merge_clusters(r.centroids, r.counts, groups)
 
 # %% ../nbs/09_callback.ipynb #1dbcfa5c
 @patch
@@ -526,7 +540,7 @@ class PiCIEConfig:
     "What a user may choose in a training, apart from data and backbone"
     preset:str = "improved" # name of the preset that this started from
     n_clusters:int = 27     # K
-    overcluster:float = 5.  # clusters whose labels are learned, as a multiple of K
+    overcluster:float = None # labels learned, as a multiple of K; 5, if K is 2: 1
     labels:str = "start"    # of the network at the "start", the epoch's, or "current"
     n_images:int = 2000     # images sampled for K-means; None: all
     n_pixels:int = 400      # pixels sampled from each of them; None: all
@@ -547,7 +561,9 @@ class PiCIEConfig:
     readout, logits, tau, within, cross = "dot", "dot", 1., 1., 1.
     schedule, backbone_lr, wd = "cosine", 1., 0.
 
-    def __post_init__(self): self.check()
+    def __post_init__(self):
+        if self.overcluster is None: self.overcluster = 1. if self.n_clusters == 2 else 5.
+        self.check()
 
 # %% ../nbs/09_callback.ipynb #03dc42c7
 def _plain(o):
