@@ -611,6 +611,7 @@ def settings(self:PiCIEConfig)->dict:
     return dict(photometric=P, geometric=Geometric(self.min_scale), n_draws=5,
                 train_clusters=round(self.overcluster*self.n_clusters),
                 merge_from=round(self.merge_from*self.n_clusters),
+                merge_power=1. if self.n_clusters == 2 else .5, # no cluster of outliers
                 **self._pick("n_clusters labels view_scale average batchnorm n_images "
                              "n_pixels interior"))
 
