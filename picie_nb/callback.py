@@ -562,7 +562,8 @@ class PiCIEConfig:
     schedule, backbone_lr, wd = "cosine", 1., 0.
 
     def __post_init__(self):
-        if self.overcluster is None: self.overcluster = 1. if self.n_clusters == 2 else 5.
+        if self.overcluster is None:
+            self.overcluster = 1. if self.n_clusters == 2 else 5.
         self.check()
 
 # %% ../nbs/09_callback.ipynb #03dc42c7
