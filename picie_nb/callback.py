@@ -278,7 +278,8 @@ def _learned(self:ClusterCallback, z, k): # `KMeansResult`
     if self.labels != "start" or not k == self.n_clusters < self.merge_from:
         return self.kmeans(z, k)
     fits = [self._merged(z)[1:] for _ in range(self.n_draws)]
-    mu, n = fits[typical([assign(z, mu, self.metric) for mu, _ in fits])]
+    few = z[:10_000] # points to compare them by
+    mu, n = fits[typical([assign(few, mu, self.metric) for mu, _ in fits])]
     return KMeansResult(mu, n, float("nan"))
 
 # %% ../nbs/09_callback.ipynb #ec54685e

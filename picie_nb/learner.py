@@ -32,7 +32,7 @@ from .evaluate.metrics import hungarian, hungarian_metrics
 from .evaluate.report import Scores, score_draws
 from .training.distributed import TeamTrainer, unwrap
 from .training.checkpoint import CheckpointCallback
-from .training.health import JointAdam, reuse_memory
+from .training.health import ForeachAdam, reuse_memory
 from .callback import PiCIEConfig, _plain, _whole
 from .published import PUBLISHED, PublishedConfig
 from .segmenter import Segmenter
@@ -247,7 +247,7 @@ def _wired(dls, net, cfg:PiCIEConfig, size, classes, metrics, cbs, path)->PiCIEL
     cluster, masks = cfg.callback(size), classes is not None and _has_masks(dls)
     scored = hungarian_metrics(cfg.n_clusters, classes) if masks else []
     learn = PiCIELearner(
-        dls, net, loss_func=cfg.loss(), opt_func=JointAdam,
+        dls, net, loss_func=cfg.loss(), opt_func=ForeachAdam,
         splitter=picie_splitter, lr=[cfg.lr*cfg.backbone_lr, cfg.lr], wd=cfg.wd,
         path=path, cbs=[cluster, EpochRows(), *L(cbs)],
         metrics=cluster.metrics()+scored+list(L(metrics)))
