@@ -515,10 +515,11 @@ def _health(cb, name): return cb.health.get(name, float("nan"))
 @patch
 @torch.no_grad()
 def settle(self:ClusterCallback):
-    "Once, after training: go back towards the start, farther after less than 24 steps"
+    "Once, after training: go back towards the start, farther after little training"
     if not self.moved or self.average == 1: return
-    self.moved, self.mu_eval, share = False, None, self.average*min(1, self.steps/24)
-    model = unwrap(self.learn.model)
+    n = getattr(undivided(self.learn.dls.train), "n", None) or 32 # images, if it knows
+    share = self.average*min(1, self.steps/24)*min(1, n/32)
+    self.moved, self.mu_eval, model = False, None, unwrap(self.learn.model)
     for new, old in zip((*model.parameters(), *model.buffers()),
                         (*self.snapshot.parameters(), *self.snapshot.buffers())):
         if new.is_floating_point(): new.lerp_(old, 1-share)

@@ -83,11 +83,11 @@ def photo_tree(
     "The clusters of a single photo, from its own pixels"
     x = _tensor(open_image(image), size).to(next(net.parameters()).device)
     z = F.normalize(net.eval()(x).float(), dim=1)
-    if not 1 <= n <= z[0, 0].numel():
+    if n % 1 or not 1 <= n <= z[0, 0].numel():
         raise ValueError(f"n={n}: at size={size} this photo has {z[0, 0].numel()} "
-                         "points, so n is from 1 to that many")
-    points, start = sample_pixels(z), _spread(n, *z.shape[2:])
-    r = kmeans(points, n, 3, points[start], engine="torch", reseed=False)
+                         "points, so n is a whole number from 1 to that many")
+    points, start = sample_pixels(z), _spread(int(n), *z.shape[2:])
+    r = kmeans(points, int(n), 3, points[start], engine="torch", reseed=False)
     kwargs = dict(refine=20) | kwargs
     return ClusterTree(net, r.centroids, r.counts, size=size, **kwargs)
 
