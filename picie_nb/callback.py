@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/callback.html.md"""
 __all__ = ['ClusterCallback', 'Targets', 'ClusterLoss', 'effective_clusters', 'PiCIEConfig']
 
 # %% ../nbs/09_callback.ipynb #f8308eb2
-import copy, numpy as np, sys, torch, torch.nn.functional as F
+import copy, numpy as np, sys, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace, asdict
 from functools import partial
@@ -513,12 +513,17 @@ def _health(cb, name): return cb.health.get(name, float("nan"))
 
 # %% ../nbs/09_callback.ipynb #2bfc2839
 @patch
+def _share(self:ClusterCallback): # of the way from the start that is kept
+    n = getattr(undivided(self.learn.dls.train), "n", None) # None: nobody knows
+    few = 1 if n is None else min(1, max(0, n-8)/24) # from eight images to 32
+    return self.average if self.average == 1 else self.average*few
+
+@patch
 @torch.no_grad()
 def settle(self:ClusterCallback):
-    "Once, after training: go back towards the start, farther after little training"
+    "Once, after training: go back towards the start, farther after less than 24 steps"
     if not self.moved or self.average == 1: return
-    n = getattr(undivided(self.learn.dls.train), "n", None) or 32 # images, if it knows
-    share = self.average*min(1, self.steps/24)*min(1, n/32)
+    share = self._share()*min(1, self.steps/24)
     self.moved, self.mu_eval, model = False, None, unwrap(self.learn.model)
     for new, old in zip((*model.parameters(), *model.buffers()),
                         (*self.snapshot.parameters(), *self.snapshot.buffers())):
@@ -529,6 +534,10 @@ def before_fit(self:ClusterCallback):
     if not isinstance(self.learn.loss_func, ClusterLoss):
         raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
     self.check()
+    if not self._share() and not self.team.rank:
+        warnings.warn("eight images or less are too few to learn from: in the end the "
+                      "network will be as it was. Train on more, or keep what these "
+                      "teach with average=1")
 
 @patch
 def after_fit(self:ClusterCallback):

@@ -118,14 +118,21 @@ def _protect(self:PiCIELearner):
         if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
 
 # %% ../nbs/11_learner.ipynb #44e0b2c1
+def _reuse(net): # freed memory, on a CPU
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    return reuse_memory() if on_cpu else nullcontext()
+
 @patch
 def _do_fit(self:PiCIELearner):
     self._protect()
-    on_cpu = next(self.model.parameters()).device.type == "cpu"
-    with reuse_memory() if on_cpu else nullcontext():
+    with _reuse(self.model):
         for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+@patch
+def _do_epoch_validate(self:PiCIELearner, *args, **kwargs):
+    with _reuse(self.model): super(PiCIELearner, self)._do_epoch_validate(*args, **kwargs)
 
 @patch
 def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
@@ -238,7 +245,8 @@ def _network(dls, backbone, cfg:PiCIEConfig, size)->tuple:
     if backbone.fixed:
         _check_sizes(backbone, dls, size)
         cfg = replace(cfg, view_scale=1.) # views of the one size, too
-    if cfg.pca_init: pca_init_(net, _plain_images(dls, 96, size))
+    if cfg.pca_init:
+        with _reuse(net): pca_init_(net, _plain_images(dls, 96, size))
     if cfg.freeze: freeze_(backbone, _freeze_at(backbone.strides, cfg.freeze))
     return net, cfg
 
@@ -323,15 +331,17 @@ def score(self:PiCIELearner,
     if self.classes is None or dl is None and not _has_masks(self.dls):
         raise ValueError("There are no masks to score against: "
                          "give picie_dls masks= and labels=")
-    draws = draws or self.cluster.fresh(_whole("n_draws", n_draws))
+    n_draws = _whole("n_draws", n_draws)
     refine = self.config.refine if refine is None else refine
     # batches from elsewhere come as they do, whatever this data says
     own = self.dls if dl is None or any(dl is o for o in self.dls.loaders) else None
     protocol = {"geometry": getattr(own, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
     batches = map(self._set_device, self.dls.valid if dl is None else dl)
-    return score_draws(unwrap(self.model), draws, batches, self.classes,
-                       self.cluster.readout, matching, refine, **protocol)
+    with _reuse(self.model):
+        draws = draws or self.cluster.fresh(n_draws)
+        return score_draws(unwrap(self.model), draws, batches, self.classes,
+                           self.cluster.readout, matching, refine, **protocol)
 
 # %% ../nbs/11_learner.ipynb #804a9c75
 @patch
@@ -396,7 +406,7 @@ def segmenter(self:PiCIELearner,
     size:int=None, # short side of its inputs, default that of the centroids' images
 )->Segmenter:
     "The trained model, ready to segment images and to be saved"
-    self.cluster.ready()
+    with _reuse(self.model): self.cluster.ready()
     own = self.cluster.read_at or getattr(self.dls, "size", None) or 224
     size = own if size is None else _whole("size", size)
     net = copy.deepcopy(unwrap(self.model)).cpu()

@@ -136,20 +136,26 @@ def plot(self:ClusterHealth,
     fig.tight_layout()
 
 # %% ../../nbs/training/health.ipynb #cfd7fe01
+_reusing = 0 # blocks of `reuse_memory` that are open
+
 @contextmanager
 def reuse_memory():
     "Keep freed memory for the next allocation: Linux only, in a program's main thread"
+    global _reusing
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"): # other systems, or a C library other than glibc
         yield
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4 # as malloc.h has them
     libc.mallopt(trim_threshold, -1); libc.mallopt(mmap_max, 0)
+    _reusing += 1
     try: yield
     finally:
-        usual = {trim_threshold: 2**26, mmap_threshold: 2**25, mmap_max: 2**16}
-        for k, v in usual.items(): libc.mallopt(k, v)
-        libc.malloc_trim(0)
+        _reusing -= 1
+        if not _reusing:
+            usual = {trim_threshold: 2**26, mmap_threshold: 2**25, mmap_max: 2**16}
+            for k, v in usual.items(): libc.mallopt(k, v)
+            libc.malloc_trim(0)
 
 # %% ../../nbs/training/health.ipynb #a9b14c08
 class ForeachAdam(Optimizer):
