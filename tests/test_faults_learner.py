@@ -13,7 +13,7 @@ from picie_nb.all import *
 SMALL = dict(bs=4, valid=.25, seed=0)
 
 
-def photos(folder, n=8, shape=(48, 40), seed=0):
+def photos(folder, n=16, shape=(48, 40), seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     g = np.random.default_rng(seed)
     for i in range(n): Image.fromarray(np.kron(g.integers(0, 255, (4, 4, 3)), np.ones((shape[0]//4, shape[1]//4, 1))).astype(np.uint8)).save(folder/f"{seed}{i}.png")
@@ -211,7 +211,7 @@ def test_numbers_of_clusters(make, k, ok):
 
 @pytest.mark.parametrize("form", [list, tuple, iter, lambda fs: (f for f in fs), lambda fs: map(str, fs), np.array])
 def test_files_in_any_collection(tmp_path, form):
-    files = image_files(photos(tmp_path/"photos"))
+    files = image_files(photos(tmp_path/"photos", 8))
     assert len(picie_dls(form(files), size=32, bs=4).train_ds) == 7
 
 
