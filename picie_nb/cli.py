@@ -410,6 +410,7 @@ def picie_segment(
     part = _shard(shard, out, model, json, size=size, onnx=onnx, overlay=overlay)
     jobs = part.todo(jobs) if part else jobs
     seg = _onnx_of(model) if onnx else Segmenter.load(model, _device())
+    if not format: _same_clusters(seg, jobs, out)
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
@@ -451,6 +452,16 @@ def _legend(seg, pixels)->list:
     share = pixels/max(pixels.sum(), 1)
     return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
             for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
+
+def _same_clusters(seg, jobs, out):
+    "Refuse a folder of maps that stay there and whose legend says something else"
+    try: old = json.loads((out/"legend.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return
+    known = lambda legend: [(o.get("name"), o.get("color")) for o in legend]
+    stay = _manifest(out).keys()-{rel.as_posix() for _, rel in jobs}
+    if stay and known(old) != known(_legend(seg, np.zeros(len(seg.labels)))):
+        raise ValueError(f"--out {out} holds maps of other clusters, such as {min(stay)}, which would be read "
+                         "by the names of this model: give another folder")
 
 def _write_maps(seg, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"

@@ -126,9 +126,13 @@ def _reuse(net): # freed memory, on a CPU
 def _do_fit(self:PiCIELearner):
     self._protect()
     with _reuse(self.model):
-        for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
-            self.epoch = epoch
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        try:
+            for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
+                self.epoch = epoch
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        except KeyboardInterrupt: # stopped by hand, and kept as far as it has come
+            self.cluster.settle()
+            raise
 
 @patch
 def _do_epoch_validate(self:PiCIELearner, *args, **kwargs):

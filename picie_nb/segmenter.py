@@ -190,8 +190,8 @@ def _unique_names(names, k:int)->list:
     if wrong := [c for c in names if c not in range(k)]:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
-        name, i = names.get(c, f"cluster {c}"), 2
-        while name in res: name, i = f"{names[c]} {i}", i+1
+        name, i = (own := names.get(c, f"cluster {c}")), 2
+        while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
     return res
 

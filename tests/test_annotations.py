@@ -605,3 +605,17 @@ def test_files_that_are_read_by_tools_of_text(photos, tmp_path):
     with zipfile.ZipFile(tmp_path/"v.zip") as z:
         assert sorted(z.namelist()) == ["ImageSets/Segmentation/default.txt", "SegmentationClass/a/street 1.png", "SegmentationClass/b/street 1.png", "labelmap.txt"]
         assert z.read("labelmap.txt").decode().splitlines()[1:3] == ["background:0,0,0::", "sky:%d,%d,%d::" % tuple(LabelSet(NAMES).palette[0])]
+
+
+def test_two_photos_of_one_stem(tmp_path):
+    files = [tmp_path/"x.jpg", tmp_path/"x.png", tmp_path/"y.png"]
+    for f in files: Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(f)
+    segs = [seg(np.full((6, 7), i), f) for i, f in enumerate(files)]
+    for fmt, kw in (("coco", {}), ("cvat", {})):
+        got = read_annotations(export_annotations(segs, tmp_path/f"out-{fmt}", fmt, **kw), images=tmp_path)
+        assert {Path(f).name: int(m[0, 0]) for f, m in zip(got.files, got)} == {"x.jpg": 0, "x.png": 1, "y.png": 2}
+
+
+def test_cvat_mask_has_one_background(tmp_path):
+    with pytest.raises(ValueError, match="calls background what has no class"):
+        export_annotations([seg(DONUT, names=["background", "b", "c", "d"])], tmp_path/"out", "cvat-mask")

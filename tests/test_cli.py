@@ -184,3 +184,18 @@ def test_a_mistake_is_one_line(world, args, says):
     last = res.stderr.strip().splitlines()[-1:]
     assert res.returncode == 1 and says in last[0] and "Traceback" not in res.stderr, res.stderr
     assert not (world/"big.safetensors").exists()
+
+
+def test_maps_of_two_models_in_one_folder(trained, tmp_path):
+    "A legend would name the maps of the first by the clusters of the second"
+    from picie_nb.segmenter import Segmenter
+    world, _ = trained
+    other = Segmenter.load(world/"m.safetensors").named({0: "sky"}).save(tmp_path/"other.safetensors")
+    first, second = world/"test"/"images", world/"train"/"images"
+    assert run("picie-segment", world/"m.safetensors", first, "--out", tmp_path/"out").returncode == 0
+    legend = (tmp_path/"out"/"legend.json").read_bytes()
+    for f in second.iterdir(): shutil.copy(f, tmp_path/f"second-{f.name}")
+    res = run("picie-segment", other, *tmp_path.glob("second-*"), "--out", tmp_path/"out")
+    assert res.returncode == 1 and "holds maps of other clusters, such as 00000.png" in res.stderr and "Traceback" not in res.stderr
+    assert (tmp_path/"out"/"legend.json").read_bytes() == legend and not list((tmp_path/"out").glob("second-*"))
+    assert run("picie-segment", other, first, "--out", tmp_path/"out").returncode == 0 # the same photos again: nothing of the first stays

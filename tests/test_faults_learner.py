@@ -381,3 +381,45 @@ def test_a_finished_training_is_averaged_once(pretrained, tmp_path):
     with pytest.raises(KeyboardInterrupt): l.fit(1, cbs=Stop())
     l.fit(1, checkpoint=tmp_path/"run", resume=True)
     assert all(torch.equal(v, want[k]) for k, v in l.model.state_dict().items())
+
+
+def test_what_is_stopped_by_hand_is_averaged(pretrained, tmp_path):
+    "... so that of eight photos nothing is kept then either, and of more a part"
+    class Stop(Callback):
+        order = 90
+        def after_batch(self):
+            if self.training and self.epoch: raise KeyboardInterrupt
+    class Raw(Callback):
+        order = 80
+        def after_batch(self): self.weights = [p.detach().clone() for p in self.learn.model.parameters()]
+    for n, part in ((10, 0.), (16, .5/24*5/24)): # eight and thirteen to train on
+        l, raw = pretrained(picie_dls(photos(tmp_path/f"photos{n}", n), size=32, bs=16, valid=.2, oversample=1)), Raw()
+        start = [p.detach().clone() for p in l.model.parameters()]
+        with pytest.raises(KeyboardInterrupt): l.fit(3, lr=.1, cbs=[raw, Stop()])
+        steps = l.cluster.steps
+        assert steps == 2 and len(l.dls.train_ds) == dict([(10, 8), (16, 13)])[n]
+        for p, a, b in zip(l.model.parameters(), start, raw.weights): assert torch.allclose(p, a+part*steps*(b-a), atol=1e-6)
+        assert any(not torch.equal(a, b) for a, b in zip(start, raw.weights))
+
+
+def test_a_score_does_not_depend_on_what_enters_together(pretrained, tmp_path):
+    "Photos of several shapes are scored as if each was alone: padding would change their features"
+    for i, shape in enumerate(((48, 40), (40, 48), (48, 80))):
+        photos(tmp_path/"images", 4, shape, seed=i)
+        for f in (tmp_path/"images").glob(f"{i}*.png"):
+            (tmp_path/"masks").mkdir(exist_ok=True)
+            Image.fromarray((np.asarray(Image.open(f))[..., 0]//64).astype(np.uint8)).save(tmp_path/"masks"/f.name)
+    files = image_files(tmp_path/"images")
+    l = pretrained(picie_dls(files, size=32, bs=8, valid=files, masks=tmp_path/"masks", labels=list("abcd"), oversample=1))
+    draws = l.cluster.fresh(1)
+    seg = Segmenter(l.model, draws[0], size=32, refine=l.config.refine)
+    found = evaluate([seg(f).clusters for f in files], [np.asarray(Image.open(tmp_path/"masks"/f.name)) for f in files], labels=list("abcd"), n_clusters=4)
+    mat = l.score(draws=draws)[0]
+    assert mat.acc == pytest.approx(found.score().acc, abs=.005) and mat.miou == pytest.approx(found.score().miou, abs=.005)
+
+
+def test_one_thin_photo(make, tmp_path):
+    Image.fromarray(np.zeros((2, 600, 3), np.uint8)).save(tmp_path/"line.png")
+    l = make(dls=picie_dls(photos(tmp_path/"photos"), valid=[tmp_path/"line.png"], size=32, bs=4))
+    assert next(iter(l.dls.valid))[0].shape[-2:] == (4, 256)
+    l.validate()

@@ -354,10 +354,13 @@ def _train_dl(files, size, bs, crop='random', cache=0, **kwargs):
     return block.dataloaders(files, bs=bs, drop_last=alone, **kwargs).train
 
 # %% ../../nbs/data/folders.ipynb #8c8f9ea7
+def _sides(w, h, size): # short side `size`, long side at most `8*size`, as in a `Segmenter`
+    s = min(size/min(w, h), 8*size/max(w, h))
+    return tuple(max(4, 4*round(o*s/4)) for o in (w, h))
+
 def _open_whole(path, size):
     im = open_image(path)
-    sides = [max(4, 4*round(o*size/min(im.size)/4)) for o in im.size]
-    return _pil(im.resize(sides, Image.Resampling.BILINEAR))
+    return _pil(im.resize(_sides(*im.size, size), Image.Resampling.BILINEAR))
 
 def _mask_image(im): # upright; numbers that were saved three times, or with an opaque band, are there once
     im = ImageOps.exif_transpose(_opaque(im))
@@ -413,28 +416,23 @@ def _label_mask(y, labels): return _label_mask_class(labels)(y)
 copyreg.pickle(_MaskType, lambda c: (_label_mask_class, (c.labels,)))
 
 # %% ../../nbs/data/folders.ipynb #20fd8eb2
-def _pad_batch(samples, ignore=255):
-    if len({tuple(o.shape for o in s) for s in samples})==1: return samples
-    H, W = (max(s[0].shape[d] for s in samples) for d in (-2, -1))
-    def pad(o, h, w, v):
-        return torch.nn.functional.pad(o, (0, w-o.shape[-1], 0, h-o.shape[-2]), value=v)
-    if len(samples[0])==1: return [(pad(x, H, W, 0),) for x, in samples]
-    rh, rw = (max(y.shape[d]/x.shape[d] for x, y in samples) for d in (-2, -1))
-    def grow(y, h, w):
-        sides = zip((h, w), y.shape[-2:])
-        rows, cols = ((torch.arange(n)+.5)*(o/n) for n, o in sides)
-        return y[rows.long()][:, cols.long()]
-    ys = [grow(y, round(x.shape[-2]*rh), round(x.shape[-1]*rw)) for x, y in samples]
-    return [(pad(x, H, W, 0), pad(y, round(H*rh), round(W*rw), ignore))
-            for (x, _), y in zip(samples, ys)]
-
-# %% ../../nbs/data/folders.ipynb #36ea7f23
 def _shape(f): # (width/height, width) of the upright image, from its header
     def key(im):
         w, h = im.size[::-1] if im.getexif().get(0x112, 1)>=5 else im.size
         return w/h, w
     return _open(f, key)
 
+def _together(files, mask_of, size, bs): # images in a batch
+    def sides(f):
+        ratio, w = _shape(f)
+        return _sides(w, round(w/ratio), size), mask_of and _shape(mask_of[f])
+    return bs if len({sides(f) for f in files})==1 else 1
+
+def _one_shape(samples): # in batches that somebody else makes
+    if len({tuple(o.shape for o in s) for s in samples})==1: return samples
+    raise ValueError('images of different shapes cannot enter together: use bs=1')
+
+# %% ../../nbs/data/folders.ipynb #36ea7f23
 def _look_up(f, table): return table[f]
 
 def _valid_dl(files, size, bs, mask_of, labels, crop=None, **kwargs):
@@ -444,8 +442,8 @@ def _valid_dl(files, size, bs, mask_of, labels, crop=None, **kwargs):
     mask = TransformBlock(type_tfms=_with(_open_mask, labels=labels, size=size if crop else None))
     y = dict(get_y=_with(_look_up, table=mask_of)) if mask_of else {}
     block = DataBlock((image, mask) if mask_of else image, n_inp=1, splitter=_twice, **y)
-    pad = _with(_pad_batch, ignore=labels.ignore if labels else 255)
-    return block.dataloaders(files, bs=bs, before_batch=pad, **kwargs).valid
+    if not crop: bs = _together(files, mask_of, size, bs)
+    return block.dataloaders(files, bs=bs, before_batch=_one_shape, **kwargs).valid
 
 def _middle(im, size, how):
     """The middle square, after the short side was resized to `size`"""
@@ -476,12 +474,18 @@ def _geometry(size, valid_crop): # how images and masks meet, in words, for the 
 def _as_labels(o):
     return None if o is None else label_set(o)
 
-def _mask_of(files, root, masks):
+def _root(o): # folder that the relative paths of images start from
+    root = Path(o if isinstance(o, (str, Path)) else os.path.commonpath([Path(f).parent for f in o]))
+    return root.parent if root.is_file() else root
+
+def _mask_of(files, roots, masks): # by the first root that fits all files, or else by the last
     if masks is None: return None
     if callable(masks): res = {f: _spelled(masks(f)) for f in files}
     else:
-        root = Path(root if isinstance(root, (str, Path)) else os.path.commonpath([f.parent for f in files]))
-        res = match_masks(files, root.parent if root.is_file() else root, masks)
+        stem = lambda f, root: _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
+        there = {stem(m, masks) for m in image_files(masks, drawn=True)}
+        fits = (o for o in roots if all(stem(f, o) in there for f in files))
+        res = match_masks(files, next(fits, roots[-1]), masks)
     gone = [m for m in res.values() if not m.exists()]
     if gone: raise FileNotFoundError(f'{len(gone)} of {len(res)} masks do not exist, first {gone[0]}')
     bad = [(f, m) for f, m in res.items() if not .9 < _shape(f)[0]/_shape(m)[0] < 1.1]
@@ -511,7 +515,9 @@ def picie_dls(
         raise ValueError('masks need labels: labels=["sky","road"] or "camvid11"')
     _check_sizes(size, bs, oversample, cache_gb, crop, valid_crop)
     train, val = _split_files(path, valid, seed, masks)
-    mask_of = _mask_of(val, path if isinstance(valid, float) else valid, masks)
+    roots = [_root(path if isinstance(path, (str, Path)) else train+val)]
+    if not isinstance(valid, float): roots.append(_root(val if not isinstance(valid, (str, Path)) else valid))
+    mask_of = _mask_of(val, roots, masks)
     if mask_of: labels = _fitted(labels, mask_of.values())
     return _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb,
                     num_workers=num_workers, device=device)

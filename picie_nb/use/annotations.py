@@ -403,6 +403,9 @@ class _Voc(_Writer):
             raise ValueError("cvat-mask tells up to 255 clusters by colour: give each its own, not black")
         if bad := [n for n in self.names if ":" in n]:
             raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
+        if "background" in self.names:
+            raise ValueError("cvat-mask calls background what has no class: give the "
+                             "cluster of this name another one")
         rows = [("background", (0, 0, 0)), *zip(self.names, colors)]
         self.text("labelmap.txt", "# label:color_rgb:parts:actions\n"
                   +"".join(f"{n}:{','.join(map(str, c))}::\n" for n, c in rows))
@@ -847,15 +850,19 @@ def _size(item, file)->tuple:
 def _finder(photos):
     "Function from the name of an annotated image to its photo, or None"
     if photos is None: return lambda name: None
-    exact, named = {}, {}
+    full, exact, named = {}, {}, {}
     for f in image_files(photos):
-        exact[_nfc(_stem(f.relative_to(photos).as_posix(), ""))] = f
+        full[path := _nfc(f.relative_to(photos).as_posix())] = f
+        exact.setdefault(_stem(path, ""), []).append(f)
         named.setdefault(_nfc(f.stem), []).append(f)
     def find(name):
-        parts = PurePosixPath(_nfc(_stem(_plain(name), ""))).parts
-        for i in range(len(parts)): # as it stands, and without folders such as labels/train
-            if f := exact.get("/".join(parts[i:])): return f
-        same = named.get(parts[-1], [])
+        name = _nfc(_plain(name))
+        names = [PurePosixPath(o).parts for o in (name, _stem(name, ""))]
+        for i in range(len(names[0])): # as it stands, and without folders such as labels/train
+            whole, path = ("/".join(o[i:]) for o in names)
+            if f := full.get(whole) or full.get(path): return f
+            if len(same := exact.get(path, [])) == 1: return same[0]
+        same = named.get(names[1][-1], [])
         return same[0] if len(same) == 1 else None
     return find
 
