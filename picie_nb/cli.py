@@ -460,8 +460,8 @@ def _same_clusters(seg, jobs, out):
     known = lambda legend: [(o.get("name"), o.get("color")) for o in legend]
     stay = _manifest(out).keys()-{rel.as_posix() for _, rel in jobs}
     if stay and known(old) != known(_legend(seg, np.zeros(len(seg.labels)))):
-        raise ValueError(f"--out {out} holds maps of other clusters, such as {min(stay)}, which would be read "
-                         "by the names of this model: give another folder")
+        raise ValueError(f"--out {out} holds maps of other clusters, such as {min(stay)}, which would "
+                         "be read by the names of this model: give another folder")
 
 def _write_maps(seg, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
