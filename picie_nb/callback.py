@@ -372,8 +372,12 @@ class ClusterLoss:
         finer = self.head(pred, aux) # first: `loss` shall remember the terms of y
         w = aux_weights(len(y.centroids[0]), len(aux.centroids[0]))
         return w[0]*self.head(pred, y) + w[1]*finer
-    def activation(self, scores): return (scores/self.loss.tau).softmax(1)
-    def decodes(self, scores): return scores.argmax(1)
+    def activation(self, scores):
+        return _each(lambda o: (o/self.loss.tau).softmax(-3), scores)
+    def decodes(self, scores): return _each(lambda o: o.argmax(-3), scores)
+
+def _each(f, o): # maps, or a list of them: those of photos of several shapes
+    return f(o) if isinstance(o, Tensor) else o.map(f)
 
 # %% ../nbs/09_callback.ipynb #a658285b
 @patch

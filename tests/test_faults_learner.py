@@ -423,3 +423,11 @@ def test_one_thin_photo(make, tmp_path):
     l = make(dls=picie_dls(photos(tmp_path/"photos"), valid=[tmp_path/"line.png"], size=32, bs=4))
     assert next(iter(l.dls.valid))[0].shape[-2:] == (4, 256)
     l.validate()
+
+
+def test_predictions_of_several_shapes(make, tmp_path):
+    photos(tmp_path/"photos", 4, (48, 64)); photos(tmp_path/"photos", 4, (64, 48), seed=1)
+    l = make(dls=picie_dls(photos(tmp_path/"train"), valid=tmp_path/"photos", size=32, bs=4))
+    p, _, best = l.get_preds(with_decoded=True)
+    assert sorted(tuple(o.shape) for o in p) == [(4, 8, 11)]*4+[(4, 11, 8)]*4
+    for a, b in zip(p, best): assert torch.allclose(a.sum(0), torch.ones(())) and torch.equal(a.argmax(0), b)
