@@ -475,8 +475,8 @@ def _as_labels(o):
     return None if o is None else label_set(o)
 
 def _root(o): # folder that the relative paths of images start from
-    root = Path(o if isinstance(o, (str, Path)) else os.path.commonpath([Path(f).parent for f in o]))
-    return root.parent if root.is_file() else root
+    if isinstance(o, (str, Path)): return Path(o).parent if Path(o).is_file() else Path(o)
+    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in o]))
 
 def _mask_of(files, roots, masks): # by the first root that fits all files, or else by the last
     if masks is None: return None
