@@ -438,7 +438,8 @@ def main():
         minutes = round((time.perf_counter()-start)/60, 1)
         if not sys.argv[1:]: DETAILS["minutes"] = minutes # of all
         before = old.get("details", {})
-        details = {**before, **DETAILS, **{k: {**before.get(k, {}), **DETAILS[k]} for k in ("spread", "growth")}}
+        DETAILS["cpus"] = {**DETAILS.get("cpus", {}), n: DETAILS["machine"]["cpu"]} # groups can be measured on several machines
+        details = {**before, **DETAILS, **{k: {**before.get(k, {}), **DETAILS[k]} for k in ("spread", "growth", "cpus")}}
         for name, o in (("report", {**old.get("report", {}), **REPORT}), ("details", details)):
             (HERE/f"{name}.json").write_text(json.dumps(o, indent=1)+"\n")
     print(f"wrote {HERE/'report.json'} after {minutes} minutes")
