@@ -517,17 +517,16 @@ def _health(cb, name): return cb.health.get(name, float("nan"))
 
 # %% ../nbs/09_callback.ipynb #2bfc2839
 @patch
-def _share(self:ClusterCallback): # of the way from the start that is kept
+def _trust(self:ClusterCallback): # 0: eight training images or less, 1: 32 or more
     n = getattr(undivided(self.learn.dls.train), "n", None) # None: nobody knows
-    few = 1 if n is None else min(1, max(0, n-8)/24) # from eight images to 32
-    return self.average if self.average == 1 else self.average*few
+    return 1 if n is None else min(1, max(0, n-8)/24)
 
 @patch
 @torch.no_grad()
 def settle(self:ClusterCallback):
-    "Once, after training: go back towards the start, farther after less than 24 steps"
+    "Once, after training: go back to the start, farther after few steps, of few images"
     if not self.moved or self.average == 1: return
-    share = self._share()*min(1, self.steps/24)
+    share = self.average*min(1, self.steps/24)*self._trust()
     self.moved, self.mu_eval, model = False, None, unwrap(self.learn.model)
     for new, old in zip((*model.parameters(), *model.buffers()),
                         (*self.snapshot.parameters(), *self.snapshot.buffers())):
@@ -538,7 +537,7 @@ def before_fit(self:ClusterCallback):
     if not isinstance(self.learn.loss_func, ClusterLoss):
         raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
     self.check()
-    if not self._share() and not self.team.rank:
+    if self.average < 1 and not self._trust() and not self.team.rank:
         warnings.warn("eight images or less are too few to learn from: in the end the "
                       "network will be as it was. Train on more, or keep what these "
                       "teach with average=1")

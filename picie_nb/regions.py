@@ -24,17 +24,24 @@ def merge_tree(
         raise ValueError(f"centroids are (K,D) and counts (K,), not {mu.shape} and {n.shape}")
     k, rows = len(mu), []
     ids, leaves = np.arange(k), np.ones(k)
-    d2 = ((mu[:, None]-mu)**2).sum(-1)
+    def cost(i): # of merging cluster i with each that is left
+        size = np.divide(n[i]*n, n[i]+n, out=np.zeros(k), where=n[i]+n>0)
+        res = size**power*((mu-mu[i])**2).sum(-1)
+        res[ids<0] = res[i] = np.inf
+        return res
+    costs = np.stack([cost(i) for i in range(k)])
+    near = costs.argmin(1) # the cheapest partner of each
     for step in range(k-1):
-        cost = np.divide(np.outer(n, n), n[:, None]+n, out=np.zeros_like(d2), where=n[:, None]+n>0)**power*d2
-        np.fill_diagonal(cost, np.inf)
-        cost[ids<0] = cost[:, ids<0] = np.inf # merged away
-        a, b = sorted(np.unravel_index(cost.argmin(), cost.shape), key=lambda i: ids[i])
-        rows.append((ids[a], ids[b], (2*cost[a, b])**.5, leaves[a]+leaves[b]))
+        low = costs[np.arange(k), near]
+        a, b = sorted((i := low.argmin(), near[i]), key=lambda i: ids[i])
+        rows.append((ids[a], ids[b], (2*low[i])**.5, leaves[a]+leaves[b]))
         if n[a]+n[b]: mu[a] = (n[a]*mu[a]+n[b]*mu[b])/(n[a]+n[b])
         n[a], leaves[a] = n[a]+n[b], leaves[a]+leaves[b]
-        d2[a] = d2[:, a] = ((mu-mu[a])**2).sum(-1)
         ids[a], ids[b] = k+step, -1
+        costs[a] = costs[:, a] = cost(a)
+        costs[b] = costs[:, b] = np.inf
+        new = (near==a)|(near==b)|(costs[:, a]<=low) # who may have another partner now
+        near[new] = costs[new].argmin(1)
     return np.array(rows).reshape(-1, 4)
 
 # %% ../nbs/07_regions.ipynb #ef4e4c88

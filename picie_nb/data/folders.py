@@ -256,17 +256,20 @@ def _spelled(path): # `path` with its accents as the disk has them
 # %% ../../nbs/data/folders.ipynb #763fe472
 def match_masks(
     files:list, # images
-    root, # folder that their relative paths start from
+    root, # folder that their relative paths start from; or several, of which the first that fits all is taken
     masks, # folder of the masks
 )->dict: # `{image file: mask file}`
     "Find the mask of every image by relative path, or else by name"
-    masks, root, exact, named = Path(masks), Path(root), {}, {}
+    masks, exact, named = Path(masks), {}, {}
     for m in image_files(masks, drawn=True):
         exact.setdefault(_nfc(m.relative_to(masks).with_suffix('')), []).append(m)
         named.setdefault(_nfc(m.stem), []).append(m)
-    res, missing = {}, []
+    roots = [root] if isinstance(root, (str, Path)) else root
+    def below(f, root): return _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
+    fits = (o for o in roots[:-1] if all(below(f, o) in exact for f in files))
+    root, res, missing = next(fits, roots[-1]), {}, []
     for f in files:
-        rel = _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
+        rel = below(f, root)
         found = exact.get(rel) or _nearest(f, named.get(rel.name, []))
         if len(found)>1: raise ValueError(f'{f} fits {len(found)} masks, {found[0]} and {found[1]}: '
                                           'keep one, or give as `masks` a function of the image path')
@@ -426,7 +429,7 @@ def _together(files, mask_of, size, bs): # images in a batch
     def sides(f):
         ratio, w = _shape(f)
         return _sides(w, round(w/ratio), size), mask_of and _shape(mask_of[f])
-    return bs if len({sides(f) for f in files})==1 else 1
+    return bs if all(sides(f)==sides(files[0]) for f in files) else 1
 
 def _one_shape(samples): # in batches that somebody else makes
     if len({tuple(o.shape for o in s) for s in samples})==1: return samples
@@ -478,14 +481,10 @@ def _root(o): # folder that the relative paths of images start from
     if isinstance(o, (str, Path)): return Path(o).parent if Path(o).is_file() else Path(o)
     return Path(os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in o]))
 
-def _mask_of(files, roots, masks): # by the first root that fits all files, or else by the last
+def _mask_of(files, roots, masks):
     if masks is None: return None
     if callable(masks): res = {f: _spelled(masks(f)) for f in files}
-    else:
-        stem = lambda f, root: _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
-        there = {stem(m, masks) for m in image_files(masks, drawn=True)}
-        fits = (o for o in roots if all(stem(f, o) in there for f in files))
-        res = match_masks(files, next(fits, roots[-1]), masks)
+    else: res = match_masks(files, roots, masks)
     gone = [m for m in res.values() if not m.exists()]
     if gone: raise FileNotFoundError(f'{len(gone)} of {len(res)} masks do not exist, first {gone[0]}')
     bad = [(f, m) for f, m in res.items() if not .9 < _shape(f)[0]/_shape(m)[0] < 1.1]

@@ -100,7 +100,8 @@ def each(self:Segmentations):
         raise ValueError("these images came from an iterator, which can be gone through once: give a list")
     self.failed, self.used, jobs = {}, True, enumerate(self.images)
     ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
-    cache = 250_000 if self.segmenter.device.type == "cpu" else self.pixels # pixels that fit
+    on_cpu = self.segmenter.device.type == "cpu"
+    most = min(self.pixels, 250_000) if on_cpu else self.pixels # more leave its cache
     with ThreadPoolExecutor(4) as pool:
         while read := list(pool.map(self._read, self._few(jobs, ahead))):
             shapes, scores = {}, {}
@@ -108,7 +109,7 @@ def each(self:Segmentations):
                 if len(o) == 3: shapes.setdefault(o[2].shape, []).append(i)
                 else: self.failed[o[0]] = o[1]
             for shape, idxs in shapes.items():
-                n = max(1, min(self.bs, min(self.pixels, cache)//(shape[2]*shape[3])))
+                n = max(1, min(self.bs, most//(shape[2]*shape[3])))
                 for b in (idxs[j:j+n] for j in range(0, len(idxs), n)):
                     together = torch.cat([read[i][2] for i in b])
                     scores.update(zip(b, self.segmenter._coarse(together).split(1)))
