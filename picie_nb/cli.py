@@ -410,13 +410,13 @@ def picie_segment(
     part = _shard(shard, out, model, json, size=size, onnx=onnx, overlay=overlay)
     jobs = part.todo(jobs) if part else jobs
     seg = _onnx_of(model) if onnx else Segmenter.load(model, _device())
-    if not format: _same_clusters(seg, jobs, out)
+    if not format: _same_clusters(seg, jobs, out, model)
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
     else:
-        done, failed, legend = _write_maps(seg, jobs, results, out, overlay, quiet,
-                                           part)
+        done, failed, legend = _write_maps(seg, model, jobs, results, out, overlay,
+                                           quiet, part)
     notes = part.path.name if part else "legend.json and manifest.json"
     maps = f"{len(done)} segmentations, {notes}"
     what = f"{format} annotations of {len(done)} images" if format else maps
@@ -447,23 +447,26 @@ def _need_images(paths, name):
         raise ValueError(f"no images given: {name} MODEL PATH... needs at least one image or folder")
 
 # %% ../nbs/cli.ipynb #0cd29826
-def _legend(seg, pixels)->list:
-    "Cluster, name, colour and share of pixels, for `legend.json`"
-    share = pixels/max(pixels.sum(), 1)
-    return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6))
+def _legend(seg, pixels, model)->list:
+    "Cluster, name, colour, share of pixels and a number for the model's file, for `legend.json`"
+    from picie_nb.use.stream import _digest
+    share, made_by = pixels/max(pixels.sum(), 1), _digest(model)
+    return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6),
+                 model=made_by)
             for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
 
-def _same_clusters(seg, jobs, out):
-    "Refuse a folder of maps that stay there and whose legend says something else"
+def _same_clusters(seg, jobs, out, model):
+    "Refuse a folder of maps that stay there and that another model has made"
     try: old = json.loads((out/"legend.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return
-    known = lambda legend: [(o.get("name"), o.get("color")) for o in legend]
+    new = _legend(seg, np.zeros(len(seg.labels)), model)
+    known = lambda legend: [(o.get("name"), o.get("color"), o.get("model", new[0]["model"])) for o in legend]
     stay = _manifest(out).keys()-{rel.as_posix() for _, rel in jobs}
-    if stay and known(old) != known(_legend(seg, np.zeros(len(seg.labels)))):
-        raise ValueError(f"--out {out} holds maps of other clusters, such as {min(stay)}, which would "
-                         "be read by the names of this model: give another folder")
+    if stay and known(old) != known(new):
+        raise ValueError(f"--out {out} holds maps that another model has made, such as {min(stay)}, which "
+                         "would be read by the names of this one: give another folder")
 
-def _write_maps(seg, jobs, results, out, overlay, quiet, part=None)->tuple:
+def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
     from picie_nb.data.folders import _drawing
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
@@ -480,7 +483,7 @@ def _write_maps(seg, jobs, results, out, overlay, quiet, part=None)->tuple:
         pixels += (n := np.bincount(s.clusters.ravel(), minlength=len(pixels)))
         if part: part.done(f, rel, pixels=n.tolist())
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
-    legend = _legend(seg, pixels)
+    legend = _legend(seg, pixels, model)
     if part: return done, failed, legend # `--shard join` writes them, of all parts
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
@@ -637,7 +640,7 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
         print(f"{f}: {n['frames']} frames, {n['maps']} segmentations")
         return [path, film] if overlay else [path]
     code = _each_file(one, paths, Path(out), json)
-    legend = _legend(seg, np.zeros(len(seg.labels)))
+    legend = _legend(seg, np.zeros(len(seg.labels)), model)
     _write_json(Path(out)/"legend.json", [{k: v for k, v in o.items() if k != "share"} for o in legend])
     return code
 
@@ -650,7 +653,7 @@ def _join(out, jobs, model, json)->int:
     done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
     seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
     pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
-    legend = _legend(seg, pixels)
+    legend = _legend(seg, pixels, model)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
     print(f"{len(done)} done, {len(failed)} failed, {len(missing)} missing; "

@@ -333,6 +333,16 @@ def test_maps_of_picie_segment(tmp_path):
     assert back.labels.names == NAMES and (back[0] == DONUT).all()
 
 
+@pytest.mark.parametrize("n", [255, 256, 300])
+def test_many_clusters(tmp_path, n):
+    "More than a byte holds, beside pixels of none"
+    many = LabelSet([f"c{i}" for i in range(n)], ignore=max(255, n))
+    clusters = np.kron(np.arange(n-4, n).reshape(2, 2), np.ones((6, 6), int)).astype(np.uint16)
+    s = Segmentation(clusters, np.ones((12, 12), np.float16), Image.new("RGB", (12, 12)), many, tmp_path/"x.jpg")
+    a = read_annotations(export_annotations([s], tmp_path/"a.json", format="coco", root=tmp_path))
+    assert len(a.labels) == n and (a[0] == clusters).all()
+
+
 # ---- what other tools write
 
 def test_shapes_of_tools(tmp_path):

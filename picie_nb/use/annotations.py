@@ -385,8 +385,11 @@ class _Png(_Writer):
     def add(self, p): _save_indexed(p.clusters(), self.labels.palette, self.file(_stem(p.name, ".png")))
 
 def _with_table(labels): # whose file values leave no doubt
-    n, ignore = len(labels), max(255, len(labels))
-    return LabelSet(labels.names, labels.palette, ignore, {i: i for i in [*range(n), ignore]})
+    return _numbered(labels.names, labels.palette)
+
+def _numbered(names, colors):
+    n, ignore = len(names), max(255, len(names))
+    return LabelSet(names, colors, ignore, {i: i for i in [*range(n), ignore]})
 
 def _save_indexed(a, palette, path):
     im = Image.fromarray(a)
@@ -739,7 +742,7 @@ def _classes_of(path, labels):
     if not (path/"legend.json").is_file():
         raise ValueError(f"{path} has neither labels.json nor legend.json: give labels")
     rows = _json(path/"legend.json")
-    return _with_table(LabelSet([o["name"] for o in rows], [o["color"] for o in rows]))
+    return _numbered([o["name"] for o in rows], [o["color"] for o in rows])
 
 # %% ../../nbs/use/annotations.ipynb #9780d939
 def _read_png(path, labels):
@@ -778,7 +781,7 @@ def _labels_of(rows, labels):
     rows = dict(reversed([(str(n), c) for n, c in rows]))
     if not rows: raise ValueError("it names no classes: give labels")
     names = list(reversed(rows))
-    return _with_table(LabelSet(names, [rows[n] for n in names] if all(rows.values()) else None))
+    return _numbered(names, [rows[n] for n in names] if all(rows.values()) else None)
 
 def _index(labels, name, path):
     if str(name) not in labels.names:
