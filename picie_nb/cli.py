@@ -397,7 +397,7 @@ def picie_segment(
         return _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json,
                                onnx=onnx, shard=shard, format=format)
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
-    jobs = _jobs(paths, None if format else out)
+    jobs = _jobs(paths, None if format else out, overlay)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
     how = _how(format, overlay, masks, min_area, tolerance, leave_out)
     if format and (shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
@@ -410,7 +410,6 @@ def picie_segment(
     part = _shard(shard, out, model, json, size=size, onnx=onnx, overlay=overlay)
     jobs = part.todo(jobs) if part else jobs
     seg = _onnx_of(model) if onnx else Segmenter.load(model, _device())
-    if not format: _same_clusters(seg, jobs, out, model)
     files = [f for f, _ in jobs]
     results = _one_by_one(seg, files) if onnx else seg.stream(files, bs, size).each()
     if format: out, done, failed = _write_annotations(results, paths, jobs, out, how)
@@ -447,28 +446,56 @@ def _need_images(paths, name):
         raise ValueError(f"no images given: {name} MODEL PATH... needs at least one image or folder")
 
 # %% ../nbs/cli.ipynb #0cd29826
-def _legend(seg, pixels, model)->list:
-    "Cluster, name, colour, share of pixels and a number for the model's file, for `legend.json`"
+def _legend(seg, model, pixels=None)->list:
+    "Cluster, name, colour, a number for the model's file and, if known, share of pixels, for `legend.json`"
     from picie_nb.use.stream import _digest
-    share, made_by = pixels/max(pixels.sum(), 1), _digest(model)
-    return [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), share=round(float(s), 6),
-                 model=made_by)
-            for i, (n, c, s) in enumerate(zip(seg.labels.names, seg.labels.palette, share))]
+    made_by, rows = _digest(model), zip(seg.labels.names, seg.labels.palette)
+    rows = [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), model=made_by)
+            for i, (n, c) in enumerate(rows)]
+    for o, n in zip(rows, () if pixels is None else pixels):
+        o["share"] = round(float(n/max(pixels.sum(), 1)), 6)
+    return rows
 
-def _same_clusters(seg, jobs, out, model):
-    "Refuse a folder of maps that stay there and that another model has made"
-    try: old = json.loads((out/"legend.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return
-    new = _legend(seg, np.zeros(len(seg.labels)), model)
-    known = lambda legend: [(o.get("name"), o.get("color"), o.get("model", new[0]["model"])) for o in legend]
-    stay = _manifest(out).keys()-{rel.as_posix() for _, rel in jobs}
-    if stay and known(old) != known(new):
-        raise ValueError(f"--out {out} holds maps that another model has made, such as {min(stay)}, which "
+def _maps(out)->dict: # {name below `out`: file}
+    from picie_nb.data.folders import _is_drawn, _open
+    pngs = (f for f in sorted(out.rglob("*.png")) if _is_drawn(f))
+    return {f.relative_to(out): f for f in pngs if _open(f, lambda im: im.mode) == "P"}
+
+def _begin(seg, model, out, mine):
+    "Write the legend, before any map; refuse a folder where maps of another model would stay"
+    new, old = _legend(seg, model), _own_json(out/"legend.json", list)
+    _own_json(out/"manifest.json", dict)
+    made_by = new[0]["model"]
+    def known(legend): return [(o.get("name"), o.get("color"), o.get("model", made_by)) for o in legend]
+    if old and known(old) == known(new): return
+    maps = _maps(out)
+    if stay := [o for o in maps if not mine(o)]:
+        raise ValueError(f"--out {out} holds maps that another model has made, such as {stay[0]}, which "
                          "would be read by the names of this one: give another folder")
+    for f in maps.values(): # what cannot be made anew shall not stay
+        for o in (f, f.with_suffix(".overlay.jpg")): o.unlink(missing_ok=True)
+    _write_json(out/"legend.json", new)
+
+def _own_json(path, kind):
+    "What an earlier run wrote, or None; ValueError if somebody else's file has this name"
+    if not path.exists(): return
+    try: res = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError: res = None
+    if isinstance(res, kind) and all(isinstance(o, dict) for o in res if kind is list): return res
+    raise ValueError(f"{path} is not from picie-segment, and would be replaced: give another folder")
+
+# %% ../nbs/cli.ipynb #4d35bed2
+def _overlay(s, path):
+    "Write the photo with its clusters painted over it"
+    from picie_nb.data.folders import _drawing
+    from picie_nb.segmenter import _replacing
+    (over := s.overlay()).thumbnail((65500, 65500)) # a JPEG holds no more
+    over.save(data := io.BytesIO(), format="JPEG", quality=92, **_drawing())
+    with _replacing(path) as tmp: tmp.write_bytes(data.getvalue())
 
 def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
-    from picie_nb.data.folders import _drawing
+    if not part: _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     for (f, rel), s in zip(jobs, results):
         if isinstance(s, tuple):
@@ -477,13 +504,11 @@ def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tupl
             continue
         s.save(out/rel)
         done[rel.as_posix()] = os.path.abspath(f)
-        if overlay:
-            (over := s.overlay()).thumbnail((65500, 65500)) # a JPEG holds no more
-            over.save((out/rel).with_suffix(".overlay.jpg"), quality=92, **_drawing())
+        if overlay: _overlay(s, (out/rel).with_suffix(".overlay.jpg"))
         pixels += (n := np.bincount(s.clusters.ravel(), minlength=len(pixels)))
         if part: part.done(f, rel, pixels=n.tolist())
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
-    legend = _legend(seg, pixels, model)
+    legend = _legend(seg, model, pixels)
     if part: return done, failed, legend # `--shard join` writes them, of all parts
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
@@ -518,7 +543,7 @@ def _write_annotations(results, paths, jobs, out, how)->tuple:
     return export_annotations(good(), out, root=root, **how), done, failed
 
 # %% ../nbs/cli.ipynb #5ba28e24
-def _jobs(paths, out=None)->list:
+def _jobs(paths, out=None, overlay=False)->list:
     "(file, relative name of its PNG) for every image; no two share a name, and no photo is overwritten"
     from picie_nb.data.folders import image_files, _is_drawn
     jobs, drawn = [], 0
@@ -535,10 +560,16 @@ def _jobs(paths, out=None)->list:
     if not jobs: raise ValueError("no images given but what this library drew")
     jobs = _names(jobs)
     for _, rel in jobs if out else ():
-        if (out/rel).exists() and not _is_drawn(out/rel):
-            raise ValueError(f"--out {out}: {rel} would take the place of the photo or file that is there: "
-                             "give another folder")
+        _spare(out/rel, *[(out/rel).with_suffix(".overlay.jpg")]*overlay)
     return jobs
+
+def _spare(*files):
+    "ValueError if one of them is there and was not drawn by this library"
+    from picie_nb.data.folders import _is_drawn
+    for f in files:
+        if f.exists() and not _is_drawn(f):
+            raise ValueError(f"--out: the result would take the place of the photo or file {f}: "
+                             "give another folder")
 
 # %% ../nbs/cli.ipynb #3d7466a8
 def _names(jobs)->list:
@@ -621,9 +652,11 @@ def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, format
     for p in paths: files += image_files(p) if Path(p).is_dir() else [p]
     def one(f, path):
         scene, tif = Raster(f, bands, scale=scale), path.with_suffix(".tif")
+        shapes = path.with_suffix(f".{format or 'geojson'}")
+        _spare(tif)
+        if polygons is not None and not tif.exists(): _spare(shapes) # else they are this map's
         segment_raster(seg, scene, tif, progress=_bar(quiet))
-        if polygons is None: return [tif]
-        return [tif, raster_polygons(tif, path.with_suffix(f".{format or 'geojson'}"), polygons)]
+        return [tif] if polygons is None else [tif, raster_polygons(tif, shapes, polygons)]
     return _each_file(one, files, Path(out), json)
 
 def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **others)->int:
@@ -632,17 +665,19 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
     from picie_nb.use.large import Frames, segment_video
     if len(_videos(paths)) < len(paths): raise ValueError("photos and videos: one command for each")
     _not_with("videos", **others)
-    seg = Segmenter.load(model, _device())
+    seg, out = Segmenter.load(model, _device()), Path(out)
+    folders = {name.with_suffix("").name for _, name in _names([(o, Path(Path(o).name)) for o in paths])}
+    for o in folders:
+        _spare(*(out/o).glob("*.png"))
+        if overlay and not (out/o).exists(): _spare(out/f"{o}.overlay.mp4") # else it is that of these maps
+    _begin(seg, model, out, lambda rel: rel.parts[0] in folders)
     def one(f, path):
         path, film = path.with_suffix(""), path.with_suffix(".overlay.mp4")
         frames = Frames(seg, f, bs, size)
         n = segment_video(frames, film if overlay else None, path, every, progress=_bar(quiet))
         print(f"{f}: {n['frames']} frames, {n['maps']} segmentations")
         return [path, film] if overlay else [path]
-    code = _each_file(one, paths, Path(out), json)
-    legend = _legend(seg, np.zeros(len(seg.labels)), model)
-    _write_json(Path(out)/"legend.json", [{k: v for k, v in o.items() if k != "share"} for o in legend])
-    return code
+    return _each_file(one, paths, out, json)
 
 # %% ../nbs/cli.ipynb #4e34fbe1
 def _join(out, jobs, model, json)->int:
@@ -653,7 +688,7 @@ def _join(out, jobs, model, json)->int:
     done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
     seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
     pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
-    legend = _legend(seg, pixels, model)
+    legend = _legend(seg, model, pixels)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
     print(f"{len(done)} done, {len(failed)} failed, {len(missing)} missing; "

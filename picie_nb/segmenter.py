@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/segmenter.html.md"""
 __all__ = ['Segmentation', 'Segmenter', 'Hint', 'demo_model', 'demo_photos']
 
 # %% ../nbs/12_segmenter.ipynb #44d30892
-import hashlib, json, math, os, numpy as np, torch, torch.nn.functional as F, warnings
+import hashlib, json, math, os, uuid, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -102,7 +102,7 @@ def save(self:Segmentation,
 @contextmanager
 def _replacing(path:Path):
     "Write to a temporary file beside `path`, and rename it to `path` only when the block succeeds"
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f".{uuid.uuid4().hex}.tmp") # short, as names may be long, and of this thread alone
     try:
         yield tmp
         os.replace(tmp, path)
@@ -201,6 +201,7 @@ def _run(self:Segmenter, x:Tensor)->Tensor:
     "Scores at the network's own resolution, or at half that of `x` if they are refined"
     x = x.to(self.device)
     if x.dtype == torch.uint8: x = x.float()/255
+    if x.dtype == torch.float64: x = x.float()
     z = F.normalize(self.net(x).float(), dim=1)
     s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
     if not self.refine: return s
@@ -349,6 +350,7 @@ def merged(self:Segmenter,
 )->Segmenter:
     "A segmenter with several clusters as one class"
     names, owner = list(self.labels.names), self._owners(classes)
+    owner = {names.index(n): n for n in owner.values() if n in names} | owner # one name, one class
     together = lambda o, c: o in owner and owner[o] == owner.get(c)
     first = [next(o for o in range(c+1) if o == c or together(o, c))
              for c in range(len(names))]
@@ -373,7 +375,10 @@ def _told(self:Segmenter, new:Segmenter)->list:
     "Hints with the names that their classes have in `new`"
     old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
-    return [replace(h, name=names.get(h.name, h.name)) for h in self.hints]
+    def void(h): # "not road", where soil was found, says nothing when both are ground
+        at = int(scores(h.z[None], self.centroids.cpu(), self.readout).argmax())
+        return not h.yes and old[at] != h.name and now[at] == names.get(h.name)
+    return [replace(h, name=names.get(h.name, h.name)) for h in self.hints if not void(h)]
 
 @patch
 def _number(self:Segmenter, cluster)->int:

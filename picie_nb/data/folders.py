@@ -268,9 +268,10 @@ def match_masks(
     def below(f, root): return _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
     fits = (o for o in roots[:-1] if all(below(f, o) in exact for f in files))
     root, res, missing = next(fits, roots[-1]), {}, []
+    taken = {m for f in files for m in exact.get(below(f, root), [])} # by images whose path they have
     for f in files:
         rel = below(f, root)
-        found = exact.get(rel) or _nearest(f, named.get(rel.name, []))
+        found = exact.get(rel) or _nearest(f, [m for m in named.get(rel.name, []) if m not in taken])
         if len(found)>1: raise ValueError(f'{f} fits {len(found)} masks, {found[0]} and {found[1]}: '
                                           'keep one, or give as `masks` a function of the image path')
         if found: res[f] = found[0]

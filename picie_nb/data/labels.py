@@ -357,6 +357,15 @@ def _field(row, what): # of a dict with anybody's keys
     if not isinstance(res, (list, tuple)): return res
     return [json.loads(v) if isinstance(v, str) else v for v in res]
 
+def _known(rows): # whole numbers that nobody knows may be the values
+    if any(_field(r, 'value') is not None for r in rows): return rows
+    for k in rows[0] if rows else ():
+        vs, other = [str(r.get(k)) for r in rows], _field({k: 0}, 'name') is None and str(k).lower() not in 'rgb'
+        if other and len(vs)>1 and len({*vs})==len(vs) and all(map(str.isdecimal, vs)):
+            raise ValueError(f'are the numbers under {k!r} the values of the classes? '
+                             "Call them 'value', or leave them out")
+    return rows
+
 def _rows(o): # dicts with name, value and colour, from a dict or list
     if not isinstance(o, dict): return [r if isinstance(r, dict) else {'name':r} for r in o]
     for k in ('classes', 'categories', 'labels'):
@@ -375,7 +384,7 @@ def _described(o): # arguments of `LabelSet`, from a dict or list
             raise ValueError(f'a label set has no {sorted(more)}: '
                              'it has names, palette, ignore, table, things, hint')
         return {k:v for k, v in o.items() if k!='source'}
-    rows = [(_field(r, 'name'), _field(r, 'value'), _field(r, 'colour')) for r in _rows(o)]
+    rows = [(_field(r, 'name'), _field(r, 'value'), _field(r, 'colour')) for r in _known(_rows(o))]
     if odd := [n for n, _, _ in rows if isinstance(n, (list, tuple, dict))]:
         raise ValueError(f'{odd[0]!r} is no name of a class')
     void = [v for n, v, _ in rows if n in (None, '', '__ignore__')]
@@ -439,8 +448,9 @@ def _read_labels(file):
             if all(re.match(r'-?\d[-\d\s]*\s[^-\d\s]', l) for l in lines): # numbers, then a name
                 lines = [re.sub(r'^([-\d\s]+)\s(?=[^-\d\s])', r'\1,', l) for l in lines]
             rows = list(map(_line, lines)) if any(re.search('[:;,\t]', l) for l in lines) else lines
-            tails = [m[1] for l in lines if (m := re.fullmatch(r'(.*?)[-\d\s]*\s-?\d+', l))]
-            if rows is lines and len(lines)>1 and len({*tails})==len(lines):
+            ends = [m.groups() for l in lines if (m := re.fullmatch(r'(.*?)[-\d\s]*\s(-?\d+)', l))]
+            stems, values = map(set, zip(*ends)) if len(ends)==len(lines)>0 else ((), ())
+            if rows is lines and len(stems)>1 and len(lines) in (len(stems), len(values)):
                 raise ValueError(f'is the number in {lines[0]!r} part of the name? '
                                  'Put a comma between name and value')
         return LabelSet(**_described(rows))

@@ -94,6 +94,7 @@ def change(self:PhotoProject,
 def undo(self:PhotoProject):
     "Go back to the state before the last change"
     if len(self.states) < 2: raise ValueError("there is nothing to take back")
+    if self.states[-2].net is not self.segmenter.net and self.path.exists(): _set_aside(self.path)
     self.states[-2].save(self.path)
     self.states.pop()
 

@@ -296,7 +296,7 @@ def show(self:Similar, n:int=5):
 def _features(segmenter, im):
     "Unit features of an image, (D,h,w)"
     x = _tensor(im, segmenter.size).to(segmenter.device)
-    with torch.no_grad(): return F.normalize(segmenter.net(x).float(), dim=1)[0]
+    with torch.no_grad(): return F.normalize(segmenter.net.eval()(x).float(), dim=1)[0]
 
 def _feature_at(z, point, size):
     "The feature, (D,), at a pixel of an image of this size"

@@ -181,6 +181,15 @@ def _like(raster, path, segmenter, side):
             dst.write_colormap(1, {i: (*map(int, c), 255) for i, c in enumerate(labels.palette)})
             dst.update_tags(**{f"cluster_{i}": n for i, n in enumerate(labels.names)}, TIFFTAG_SOFTWARE=_MARK)
             yield dst
+        _check_written(path)
+
+def _check_written(path): # GDAL says nothing when the disk is full
+    import rasterio
+    try:
+        with rasterio.open(path) as ds:
+            for _, window in ds.block_windows(1): ds.read(1, window=window)
+    except rasterio.errors.RasterioIOError as e:
+        raise OSError(f"the map could not be written whole ({e}): is there room on the disk?") from None
 
 # %% ../../nbs/use/large.ipynb #9ed73f44
 def _clusters(segmenter, raster, window, margin, nothing)->np.ndarray:
