@@ -314,9 +314,10 @@ def plot_history(self:PiCIELearner,
                             squeeze=False)
     colours = dict(within="C2", cross="C3", accuracy="C4", miou="C5")
     for ax, names in zip(axs[0], panels):
-        for n, m in zip(names, "os"):
-            ax.plot(range(1, len(h)+1), [o[n] for o in h], m+"-", label=n,
+        for n, m in zip(names, ("o-", "s--")): # dashed: both may be the same
+            ax.plot(range(1, len(h)+1), [o[n] for o in h], m, label=n,
                     color=colours.get(n, ".3"))
+        if names == ["clusters"]: ax.set_ylim(0)
         ax.set(xlabel="epoch", xticks=range(1, len(h)+1) if len(h) < 11 else None)
         ax.legend(frameon=False)
     fig.tight_layout()

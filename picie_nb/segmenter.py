@@ -40,7 +40,7 @@ class Segmentation:
 
     def __repr__(self):
         h, w = self.clusters.shape
-        named = ", ".join(f"{n} {s:.0%}" for n, s in self.shares().items())
+        named = ", ".join(f"{n} {s:.0%}" for n, s in self.shares().items() if s >= .005)
         return f"Segmentation {w}x{h}: {named}"
 
     def shares(self)->dict:
@@ -72,7 +72,7 @@ def show(self:Segmentation,
     for ax in axs: ax.set_axis_off()
     colours = dict(zip(self.labels.names, self.labels.palette/255))
     handles = [Patch(color=colours[n], label=f"{n} {s:.0%}")
-               for n, s in self.shares().items()]
+               for n, s in self.shares().items() if s >= .005]
     axs[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, .5),
                   frameon=False, fontsize=8)
     fig.tight_layout()
