@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
-from picie_nb.data.folders import match_masks, _open_mask
+from picie_nb.data.folders import match_masks, _drawing, _open_mask
 from picie_nb.data.labels import LabelSet, label_set
 from picie_nb.evaluate.report import evaluate_folders
 from picie_nb.segmenter import Segmentation
@@ -231,6 +231,47 @@ def test_other_files_stay(photos, tmp_path):
     with pytest.raises(ValueError, match="not drawn by this library"): export_annotations([seg(DONUT, photos["a"])], photos["a"].parent, "png")
     assert photos["a"].read_bytes() == photo and [p.name for p in photos["a"].parent.iterdir()] == ["street 1.png"]
     for _ in range(2): export_annotations([seg(DONUT, photos["a"])], out, "png")
+
+
+SPOILT = {"coco": "annotations.json", "cvat": "annotations.xml", "labelme": "street 1.json", "geojson": "street 1.geojson", "yolo": "labels/train/street 1.txt", "labelstudio": "tasks.json",
+          "png": "street 1.png", "cvat-mask": "SegmentationClass/street 1.png"}
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("fmt", SPOILT)
+def test_corrections_are_not_replaced(fmt, zipped, photos, tmp_path):
+    "Again and again into the same place; but what somebody changed stays, and so do all files beside it"
+    if zipped and _FORMATS[fmt].ending: return
+    out = tmp_path/("out.zip" if zipped else "out")
+    def export(c): return export_annotations([seg(c, photos["a"])], out, fmt)
+    for c in (DONUT, DONUT.T, DONUT.T, DONUT): export(c)
+    f = out if zipped else out/SPOILT[fmt]
+    if zipped:
+        with zipfile.ZipFile(f, "a") as z: z.writestr("notes.txt", "mine")
+    elif f.suffix == ".png":
+        with Image.open(f) as im:
+            im.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(f, **_drawing()) # by an editor that keeps comments
+    else: f.write_bytes(f.read_bytes().replace(b"1", b"2", 1))
+    before = {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
+    with pytest.raises(ValueError, match="was changed since, or is not from here"): export(DONUT.T)
+    assert before == {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
+    f.rename(tmp_path/"mine")
+    export(DONUT.T)
+
+
+def test_files_of_others_are_not_replaced(photos, tmp_path):
+    "Nor is one that was made while the photos were segmented; masks that are saved again are no corrections"
+    (tmp_path/"x.json").write_text("{}")
+    with pytest.raises(ValueError, match="x.json is there and"): export_annotations([seg(DONUT, photos["a"])], tmp_path/"x.json")
+    def meanwhile():
+        yield seg(DONUT, photos["a"])
+        (tmp_path/"out").mkdir()
+        (tmp_path/"out"/"street 1.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not from here"): export_annotations(meanwhile(), tmp_path/"out", "labelme")
+    assert [f.name for f in (tmp_path/"out").iterdir()] == ["street 1.json"] and (tmp_path/"x.json").read_text() == "{}"
+    a = read_annotations(export_annotations([seg(DONUT, photos["a"])], tmp_path/"y.json"))
+    for _ in range(2): a.save(tmp_path/"masks")
+    (tmp_path/"masks"/"labels.json").write_text("{}")
+    with pytest.raises(ValueError, match="labels.json is there and"): a.save(tmp_path/"masks")
 
 
 def test_labelme_names_its_photo(photos, tmp_path):

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/annotations.html.md"""
 __all__ = ['export_annotations', 'Annotations', 'read_annotations', 'names_from_masks']
 
 # %% ../../nbs/use/annotations.ipynb #ac381f86
-import base64, io, json, math, os, re, shutil, tempfile, warnings, zipfile
+import base64, hashlib, io, json, math, os, re, shutil, tempfile, warnings, zipfile
 import numpy as np, torch
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -185,7 +185,7 @@ class _Writer:
         self.out, self.final, self.labels, self.kept, self.masks = out, final, labels, kept, masks
         self.names = [labels.names[c] for c in kept]
         self.colors = ["#%02x%02x%02x" % tuple(labels.palette[c].tolist()) for c in kept]
-        self.n, self.stack = 0, ExitStack() # pieces so far; open files
+        self.n, self.stack, self.old = 0, ExitStack(), _record(final) # pieces so far; open files
         self.begin()
     def begin(self): pass
     def end(self): pass
@@ -197,6 +197,7 @@ class _Writer:
             raise ValueError(f"two photos would be written to {name}: rename one, or use two folders")
         if f.suffix == ".png" and there.exists() and not _is_drawn(there):
             raise ValueError(f"{there} is there, and not drawn by this library: give another folder")
+        _free(there, self.old.get(name, ()))
         f.parent.mkdir(parents=True, exist_ok=True)
         return f
 
@@ -214,7 +215,7 @@ class _Coco(_Writer):
         self.spool = self.stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
         self.images, cats = 0, [dict(id=c+1, name=n, supercategory="", color=self.labels.palette[c].tolist())
                                 for c, n in zip(self.kept, self.names)]
-        self.file.write(json.dumps(dict(info={}, licenses=[], categories=cats), ensure_ascii=False)[:-1])
+        self.file.write(json.dumps(dict(licenses=[], categories=cats), ensure_ascii=False)[:-1])
 
     def add(self, p):
         (h, w), self.images = p.size, self.images+1
@@ -231,7 +232,7 @@ class _Coco(_Writer):
         self.file.write('],\n"annotations": [\n')
         self.spool.seek(0)
         shutil.copyfileobj(self.spool, self.file)
-        self.file.write("]}\n")
+        self.file.write("],\n"+" "*64)
 
 # %% ../../nbs/use/annotations.ipynb #01edb09f
 def _coco_shape(o, masks, h, w):
@@ -257,7 +258,7 @@ class _Cvat(_Writer):
         for o in p.pieces(): _cvat_shape(im, o, self.masks, label=self.labels.names[o.cluster])
         self.file.write(ET.tostring(im, "unicode")+"\n")
         self.images += 1
-    def end(self): self.file.write("</annotations>\n")
+    def end(self): self.file.write("</annotations>\n"+" "*64)
 
 # %% ../../nbs/use/annotations.ipynb #089db53d
 def _cvat_shape(im, o, masks, **kw):
@@ -444,21 +445,63 @@ def _writing(path, ending):
         raise ValueError(f"{path}: this format is a folder of files; give a folder, or a name in .zip")
     if not ending and path.suffix != ".zip" and path.is_file():
         raise ValueError(f"{path} is a file: give a folder")
+    if ending or path.suffix == ".zip": _free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending:
-        with _replacing(path) as tmp: yield tmp, path
+        with _replacing(path) as tmp:
+            yield tmp, path
+            _seal(tmp, ending)
         return
     tmp = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         tmp.mkdir()
         yield tmp, path
-        if path.suffix == ".zip": _zip(tmp, path)
-        elif not path.exists(): os.replace(tmp, path)
-        else: _move(tmp, path)
+        if path.suffix == ".zip": return _zip(tmp, path)
+        _note(tmp, path)
+        _move(tmp, path) if path.exists() else os.replace(tmp, path)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../../nbs/use/annotations.ipynb #5ea1ed01
+_RECORD = ".picie_nb" # in a folder: digests of what may be there from here, for each file
+_SEALS = {".json": '"info": {"picie_nb": "%s"}}', ".xml": "<!-- picie_nb %s -->", ".zip": "picie_nb %s"}
+
+def _record(folder):
+    try: return json.loads(_text(folder/_RECORD))
+    except (OSError, ValueError): return {}
+
+def _digest(f, n=0):
+    "Of a file but its last `n` bytes, and these"
+    h, left = hashlib.blake2b(digest_size=16), f.stat().st_size-n
+    with open(f, "rb") as o:
+        while part := o.read(max(0, min(left-o.tell(), 1 << 20))): h.update(part)
+        return h.hexdigest(), o.read()
+
+def _seal(f, ending):
+    "Write the digest of one file over its last 64 bytes, which are blank"
+    line = (_SEALS[ending] % _digest(f, 64)[0]).ljust(63)+"\n"
+    with open(f, "r+b") as o:
+        o.seek(-64, os.SEEK_END)
+        o.write(line.encode())
+
+# %% ../../nbs/use/annotations.ipynb #f4eef11e
+def _free(f, known=None):
+    "Digests of a file that is there; it must be as it was written, by the record or its own seal"
+    if not f.is_file(): return []
+    digest, end = _digest(f, 0 if known is not None else 64)
+    if digest not in (end.decode("latin-1") if known is None else known):
+        raise ValueError(f"{f} is there and was changed since, or is not from here: move it away, or write "
+                         "elsewhere")
+    return [digest]
+
+def _note(folder, to):
+    "Record what is about to take its place in another folder, beside what is there"
+    old, names = _record(to), [f.relative_to(folder).as_posix() for f in _inside(folder)]
+    new = {n: _free(to/n, old.get(n, ()))+[_digest(folder/n)[0]] for n in names}
+    (folder/_RECORD).write_text(json.dumps({**old, **new}), encoding="utf-8")
+
 # %% ../../nbs/use/annotations.ipynb #32464337
-def _inside(folder): return sorted(f for f in folder.rglob("*") if f.is_file())
+def _inside(folder): # the record comes first
+    return sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: (f.name != _RECORD, f))
 
 def _move(folder, to):
     "All files of a folder into another one; they replace those of the same name, others stay"
@@ -467,8 +510,11 @@ def _move(folder, to):
         os.replace(f, to/f.relative_to(folder))
 
 def _zip(folder, path):
-    with _replacing(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
-        for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
+    with _replacing(path) as tmp:
+        with zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
+            for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
+            z.comment = b" "*64
+        _seal(tmp, ".zip")
 
 # %% ../../nbs/use/annotations.ipynb #74af419e
 def _root(results):
