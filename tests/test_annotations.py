@@ -274,6 +274,18 @@ def test_files_of_others_are_not_replaced(photos, tmp_path):
     with pytest.raises(ValueError, match="labels.json is there and"): a.save(tmp_path/"masks")
 
 
+@pytest.mark.parametrize("fmt", ["png", "yolo", "cvat-mask"])
+def test_numbers_of_other_classes_do_not_stay(fmt, photos, tmp_path):
+    "Maps of photos outside an export would be read by its names, unless these are the same"
+    other, c = NAMES[::-1], {d: blobs(30+i, 41) for i, d in enumerate("ab")}
+    def export(folders, names): return export_annotations([seg(c[d], photos[d], names) for d in folders], tmp_path/"out", fmt, root=tmp_path/"photos")
+    export("ab", NAMES)
+    export("a", NAMES)
+    with pytest.raises(ValueError, match="out holds annotations of other classes, such as .*b/street 1"): export("a", other)
+    back = read_annotations(export("ab", other), images=tmp_path/"photos", labels=LabelSet(other))
+    assert len(back) == 2 and all((y == c[f.parent.name]).all() for f, y in zip(back.files, back))
+
+
 def test_labelme_names_its_photo(photos, tmp_path):
     "The photo, as seen from the JSON"
     export_annotations([seg(blobs(30, 41), photos["a"]), seg(blobs(31, 41), photos["b"])], tmp_path/"out"/"deep", "labelme")

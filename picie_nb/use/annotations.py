@@ -493,9 +493,17 @@ def _free(f, known=None):
                          "elsewhere")
     return [digest]
 
+_TABLES = {"labels.json": "**/*.png", "data.yaml": "labels/**/*.txt",
+           "labelmap.txt": "SegmentationClass/**/*.png"}
+
 def _note(folder, to):
     "Record what is about to take its place in another folder, beside what is there"
     old, names = _record(to), [f.relative_to(folder).as_posix() for f in _inside(folder)]
+    for table, maps in _TABLES.items(): # what the numbers mean in maps that would stay
+        if table in names and (to/table).is_file() and (to/table).read_bytes() != (folder/table).read_bytes():
+            stay = {f.relative_to(to).as_posix() for f in to.glob(maps)}-set(names)
+            if stay: raise ValueError(f"{to} holds annotations of other classes, such as {min(stay)}: move them "
+                                      "away, or write elsewhere")
     new = {n: _free(to/n, old.get(n, ()))+[_digest(folder/n)[0]] for n in names}
     (folder/_RECORD).write_text(json.dumps({**old, **new}), encoding="utf-8")
 
