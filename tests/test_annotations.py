@@ -670,6 +670,30 @@ def test_files_that_are_read_by_tools_of_text(photos, tmp_path):
         assert z.read("labelmap.txt").decode().splitlines()[1:3] == ["background:0,0,0::", "sky:%d,%d,%d::" % tuple(LabelSet(NAMES).palette[0])]
 
 
+@ways
+def test_photos_that_are_called_alike(fmt, masks, tmp_path):
+    "In a folder that is called as YOLO's split, beside one of another ending, or with accents of another machine: each is found, alone, too"
+    photos = tmp_path/"photos"
+    files = [photos/f for f in ("x.jpg", "train/x.jpg", "train/train/x.jpg", "y/\u00fc.jpg", "y/u\u0308.jpg", "z/x.bmp")]
+    for i, f in enumerate(files):
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 5+i, 3), np.uint8)).save(f)
+    segs = [seg(np.full((4, 5+i), i%4), f) for i, f in enumerate(files)]
+    for name, some in [("all", segs), *((str(i), [s]) for i, s in enumerate(segs))]:
+        back = read_annotations(export_annotations(some, tmp_path/name, fmt, masks, root=photos), images=photos, labels=LabelSet(NAMES))
+        assert {f: (y.shape, y[0, 0]) for f, y in zip(back.files, back)} == {s.source: (s.clusters.shape, s.clusters[0, 0]) for s in some}
+    named = names_from_masks(Halves(), photos, back) # of the last, whose shape no other photo has
+    assert named == ["", "", NAMES[5%4]]
+
+
+def test_yolo_tells_endings(tmp_path):
+    "Of two photos of one stem the one that train.txt names"
+    for f in ("x.jpg", "x.png"): Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(tmp_path/f)
+    for f in ("x.jpg", "x.png"):
+        back = read_annotations(export_annotations([seg(np.zeros((6, 7)), tmp_path/f)], tmp_path/f"y{f[-3:]}", "yolo"), images=tmp_path)
+        assert back.files == [tmp_path/f]
+
+
 def test_two_photos_of_one_stem(tmp_path):
     files = [tmp_path/"x.jpg", tmp_path/"x.png", tmp_path/"y.png"]
     for f in files: Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(f)

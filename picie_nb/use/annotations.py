@@ -621,6 +621,7 @@ class _Item:
     name:str # of the photo with its folders
     size:tuple # (height, width), or None where the file does not say
     shapes:list # the lowest first: (name of its class, function of height and width to where and mask)
+    split:int=0 # 1 where its first folder is not the photo's, but that of a split, such as train
 
 def _plain(name)->str:
     "A name from a file, as a path that stays in its folder"
@@ -697,13 +698,17 @@ def _read_yolo(path, left):
     names = yaml.safe_load(_text(next(path.rglob("data.yaml"))))["names"]
     names = [str(n) for n in (names.values() if isinstance(names, dict) else names)]
     folder = path/"labels" if (path/"labels").is_dir() else path
-    items = []
+    items, splits = [], ("train", "val", "test")
+    lists = [f for f in (path/f"{o}.txt" for o in splits) if f.is_file()]
+    listed = [p for f in lists for l in _lines(f) if (p := l.partition("images/")[2])]
+    photos = {_stem(p, ".txt"): p for p in listed}
     for f in sorted(folder.rglob("*.txt")):
         if folder == path and f.name in ("train.txt", "val.txt", "test.txt", "classes.txt"): continue
         rows = [l.split() for l in _lines(f)]
         left["box"] += sum(len(r) < 7 for r in rows)
         shapes = [(names[int(r[0])], partial(_share, [float(o) for o in r[1:]])) for r in rows if len(r) > 6]
-        items.append(_Item(f.relative_to(folder).as_posix(), None, shapes))
+        name = f.relative_to(folder).as_posix()
+        items.append(_Item(photos.get(name, name), None, shapes, int(name.split("/")[0] in splits)))
     return [(n, None) for n in names], items
 
 def _share(ring, h, w): return _filled([np.reshape(ring, (-1, 2))*[w, h]], h, w) # of the image's size
@@ -865,7 +870,7 @@ class Annotations:
         photos=None, # folder of their photos, for the formats that do not say how large
     ):
         self.labels, self.items, find = labels, items, _finder(photos)
-        self.files = [find(o.name) for o in items] # photo of each item, or None
+        self.files = [find(o) for o in items] # photo of each item, or None
     def __len__(self): return len(self.items)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __repr__(self):
@@ -904,22 +909,27 @@ def _size(item, file)->tuple:
                          "PIL.Image.MAX_IMAGE_PIXELS = None")
     return h, w
 
+# %% ../../nbs/use/annotations.ipynb #f14de400
 def _finder(photos):
-    "Function from the name of an annotated image to its photo, or None"
-    if photos is None: return lambda name: None
-    full, exact, named = {}, {}, {}
-    for f in image_files(photos):
-        full[path := _nfc(f.relative_to(photos).as_posix())] = f
-        exact.setdefault(_stem(path, ""), []).append(f)
-        named.setdefault(_nfc(f.stem), []).append(f)
-    def find(name):
-        name = _nfc(_plain(name))
-        names = [PurePosixPath(o).parts for o in (name, _stem(name, ""))]
-        for i in range(len(names[0])): # as it stands, and without folders such as labels/train
-            whole, path = ("/".join(o[i:]) for o in names)
-            if f := full.get(whole) or full.get(path): return f
-            if len(same := exact.get(path, [])) == 1: return same[0]
-        same = named.get(names[1][-1], [])
+    "Function from an annotated image to its photo, or None"
+    if photos is None: return lambda item: None
+    full, exact, named, files = {}, {}, {}, image_files(photos)
+    for form in (_nfc, str): # with accents of another machine; as it stands, which counts more
+        stems = {}
+        for f in files:
+            full[path := form(f.relative_to(photos).as_posix())] = f
+            stems.setdefault(_stem(path, ""), []).append(f)
+        exact.update(stems)
+    for f in files: named.setdefault(_nfc(f.stem), []).append(f)
+    def find(item):
+        name = _plain(item.name)
+        names = [[PurePosixPath(o).parts for o in (n, _stem(n, ""))] for n in (name, _nfc(name))]
+        last = names[1][1][-1]
+        for i in (item.split, *range(len(names[0][0]))): # and without folders such as labels/train
+            for whole, path in (("/".join(o[i:]) for o in n) for n in names):
+                if f := full.get(whole) or full.get(path): return f
+                if len(same := exact.get(path, [])) == 1: return same[0]
+        same = named.get(last, [])
         return same[0] if len(same) == 1 else None
     return find
 
@@ -1004,7 +1014,7 @@ def names_from_masks(
     labels, find = masks.labels, _finder(images)
     n, pixels = len(segmenter.labels), 0
     cm = ConfusionMatrix(n, len(labels), labels.ignore)
-    pairs = [(f, y) for name, y in zip(masks.names, masks) if (f := find(name))]
+    pairs = [(f, y) for o, y in zip(masks.items, masks) if (f := find(o))]
     if not pairs:
         raise ValueError(f"no photo in {images} is called as the annotated images, "
                          f"such as {masks.names[0]}")
