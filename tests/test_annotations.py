@@ -465,6 +465,16 @@ def test_geojson_of_others(photos, tmp_path):
     assert y.shape == (30, 41) and (y == 0).sum() == 8 and (y[:2, [0, 1, 5, 6]] == 0).all()
 
 
+def test_geojson_with_heights(tmp_path):
+    "A third number of a position is no corner"
+    ring = [[1, 1, 300.5], [4, 1, 301], [4, 3, 2], [1, 3, 7], [1, 1, 300.5]]
+    d = dict(type="FeatureCollection", width=6, height=5, features=[dict(type="Feature", geometry=dict(type="Polygon", coordinates=[ring]), properties=dict(name="a"))])
+    (tmp_path/"x.geojson").write_text(json.dumps(d))
+    want = np.full((5, 6), 255)
+    want[1:3, 1:4] = 0
+    assert (read_annotations(tmp_path)[0] == want).all()
+
+
 @pytest.mark.parametrize("name, text", [("x.json", "{"), ("x.json", "{}"), ("x.json", "[1]"), ("x.json", '{"images": [], "categories": 3, "annotations": []}'), ("x.xml", "<a"), ("x.xml", "<annotations/>"),
                                         ("x.zip", "no zip"), ("x.json", '{"images": [{"id": 1}], "categories": [], "annotations": []}')])
 def test_broken_files(name, text, tmp_path):

@@ -787,7 +787,7 @@ def _read_geojson(path, left):
                 continue
             names[name] = names.get(name) or c.get("color")
             parts = [g["coordinates"]] if g["type"] == "Polygon" else g["coordinates"]
-            shapes += [(name, partial(_filled, rings, even=True)) for rings in parts]
+            shapes += [(name, partial(_filled, [[p[:2] for p in r] for r in rings], even=True)) for rings in parts]
         d = d if isinstance(d, dict) else {}
         size = (d["height"], d["width"]) if "height" in d and "width" in d else None
         items.append(_Item(d.get("image") or f.relative_to(path).as_posix(), size, shapes))
