@@ -704,6 +704,60 @@ def test_yolo_tells_endings(tmp_path):
         assert back.files == [tmp_path/f]
 
 
+@ways
+def test_names_that_are_no_text(fmt, masks, photos, tmp_path):
+    "A photo whose name is not UTF-8 is named and to be renamed, before anything is written; PNGs can have such names"
+    source = photos["a"].with_name(os.fsdecode(b"caf\xe9.png"))
+    try: photos["a"].rename(source)
+    except OSError: pytest.skip("this disk knows UTF-8 only")
+    if fmt == "png":
+        back = read_annotations(export_annotations([seg(DONUT, source)], tmp_path/"photos"/"out", fmt), images=tmp_path/"photos")
+        assert back.files == [source] and (back[0] == DONUT).all()
+    before = {*tmp_path.rglob("*")}
+    for out in ("out", "out.zip"):
+        if (fmt, out) == ("png", "out") or out == "out.zip" and _FORMATS[fmt].ending: continue
+        with pytest.raises(ValueError, match=r"caf\\udce9.png': these files need names in UTF-8, rename it"): export_annotations([seg(DONUT, photos["b"]), seg(DONUT, source)], tmp_path/out, fmt, masks)
+        assert {*tmp_path.rglob("*")}-{tmp_path/"out"} == before
+
+
+@pytest.mark.parametrize("fmt", ["cvat", "cvat-mask", "labelstudio"])
+@pytest.mark.parametrize("name", ["a\nb", " a", "a ", "a\x01", "\ta", "a\x85b", "#a", "a:b"])
+def test_classes_that_are_no_line(name, fmt, tmp_path):
+    if fmt != "cvat-mask" and name in ("#a", "a:b"): return
+    with pytest.raises(ValueError, match="has no room for"): export_annotations([seg(DONUT, names=["x", name, "y", "z"])], tmp_path/"out", fmt)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("greys", [[0, 255], [3, 2, 1, 0], [255, 0, 1]], ids=str)
+def test_grey_classes_are_numbers(greys, tmp_path):
+    "The library's own maps of grey classes, with pixels of none, too"
+    names = NAMES[:len(greys)]
+    c = blobs(20, 30, k=len(greys))
+    s = Segmentation(c, c, Image.fromarray(c).convert("RGB"), LabelSet(names, [[g]*3 for g in greys]), tmp_path/"x.jpg")
+    assert (read_annotations(export_annotations([s], tmp_path/"a", "png"))[0] == c).all()
+    part = read_annotations(export_annotations([s], tmp_path/"b", "png", leave_out=[0]))
+    assert (part[0] == np.where(c == 0, 255, c)).all()
+    assert (read_annotations(part.save(tmp_path/"c"))[0] == part[0]).all()
+
+
+def test_endings_in_capitals(photos, tmp_path):
+    for fmt in ("labelme", "png"):
+        to = export_annotations([seg(DONUT, photos["a"])], tmp_path/f"{fmt}.ZIP", fmt)
+        assert zipfile.is_zipfile(to) and (read_annotations(to, labels=LabelSet(NAMES))[0] == DONUT).all()
+    with zipfile.ZipFile(tmp_path/"labelme.ZIP") as z: assert json.loads(z.read("street 1.json"))["imagePath"] == "street 1.png"
+    with pytest.raises(ValueError, match="folder of files"): export_annotations([seg(DONUT, photos["a"])], tmp_path/"x.JSON", "labelme")
+
+
+@pytest.mark.parametrize("other", ["labelme", "geojson"])
+def test_coco_beside_others(other, photos, tmp_path):
+    "The file by which a folder is known is the one that is read"
+    for fmt, c in ((other, DONUT.T), ("coco", DONUT)): export_annotations([seg(c, photos[d], NAMES) for d in "ab"], tmp_path/"out", fmt)
+    for fmt in (None, "coco"): assert (read_annotations(tmp_path/"out", fmt)[0] == DONUT).all()
+    (tmp_path/"out"/"annotations.json").rename(tmp_path/"out"/"mine.json")
+    if other == "labelme":
+        with pytest.raises(ValueError, match="there are 3 files"): read_annotations(tmp_path/"out", "coco")
+
+
 def test_two_photos_of_one_stem(tmp_path):
     files = [tmp_path/"x.jpg", tmp_path/"x.png", tmp_path/"y.png"]
     for f in files: Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(f)

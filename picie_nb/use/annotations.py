@@ -204,6 +204,22 @@ class _Writer:
     def text(self, name, text): self.file(name).write_text(text, encoding="utf-8")
     def json(self, name, obj): self.text(name, json.dumps(obj, ensure_ascii=False))
 
+# %% ../../nbs/use/annotations.ipynb #5af7e57e
+@patch
+def put(self:_Writer, p):
+    "Add a picture, if the files can hold its name"
+    try:
+        if self.final.suffix.lower() == ".zip": p.name.encode()
+        self.add(p)
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(p.source or p.name)!r}: these files need names in UTF-8, rename it") from None
+
+def _tidy(names):
+    "Refuse names that would come back from XML, or lines of text, as others"
+    if bad := [n for n in names if re.search(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]|^\s|\s$", n)]:
+        raise ValueError("this format has no room for control characters, or spaces around a class, as in "
+                         f"{bad[0]!r}: rename it")
+
 # %% ../../nbs/use/annotations.ipynb #e326f7d8
 def _stem(name, ending): return str(PurePosixPath(name).with_suffix(ending))
 
@@ -244,6 +260,7 @@ class _Cvat(_Writer):
     "CVAT for images 1.1"
     ending = ".xml"
     def begin(self):
+        _tidy(self.names)
         self.file = self.stack.enter_context(open(self.out, "w", encoding="utf-8"))
         self.images, meta = 0, ET.Element("meta")
         labels = ET.SubElement(ET.SubElement(meta, "task"), "labels")
@@ -291,7 +308,7 @@ class _LabelMe(_Writer):
     def add(self, p):
         name, (h, w) = _stem(p.name, ".json"), p.size
         photo = PurePosixPath(p.name).name
-        if p.source and self.final.suffix != ".zip":
+        if p.source and self.final.suffix.lower() != ".zip":
             photo = os.path.relpath(p.source, (self.final/name).parent).replace(os.sep, "/")
         self.json(name, dict(version="5.5.0", flags={}, shapes=[self.shape(o) for o in p.pieces()],
                              imagePath=photo, imageData=None, imageHeight=h, imageWidth=w))
@@ -350,6 +367,7 @@ def _unbrush(data)->np.ndarray:
 class _LabelStudio(_Writer):
     "Tasks with predictions, and the labelling interface that they need"
     def begin(self):
+        _tidy(self.names)
         self.kind = "brushlabels" if self.masks else "polygonlabels"
         view, tag = ET.Element("View"), "BrushLabels" if self.masks else "PolygonLabels"
         ET.SubElement(view, "Image", name="image", value="$image")
@@ -405,8 +423,9 @@ class _Voc(_Writer):
         colors = [tuple(self.labels.palette[c].tolist()) for c in self.kept]
         if len(self.labels) > 255 or len({(0, 0, 0), *colors}) <= len(colors):
             raise ValueError("cvat-mask tells up to 255 clusters by colour: give each its own, not black")
-        if bad := [n for n in self.names if ":" in n]:
-            raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
+        _tidy(self.names)
+        if bad := [n for n in self.names if ":" in n or n[0] == "#"]:
+            raise ValueError(f"cvat-mask has no room for a : in a name, or a # before it, as in {bad[0]!r}")
         if "background" in self.names:
             raise ValueError("cvat-mask calls background what has no class: give the "
                              "cluster of this name another one")
@@ -440,12 +459,13 @@ def _format(name, masks=False, tolerance=0):
 def _writing(path, ending):
     "A file or folder beside `path` that takes its place when the block succeeds; and what it will be called"
     path = Path(path)
+    zipped = not ending and path.suffix.lower() == ".zip"
     if ending and path.suffix.lower() != ending: path = path/f"annotations{ending}"
-    if not ending and path.suffix in (".json", ".xml", ".geojson", ".txt", ".png", ".yaml"):
+    if not ending and path.suffix.lower() in (".json", ".xml", ".geojson", ".txt", ".png", ".yaml"):
         raise ValueError(f"{path}: this format is a folder of files; give a folder, or a name in .zip")
-    if not ending and path.suffix != ".zip" and path.is_file():
+    if not (ending or zipped) and path.is_file():
         raise ValueError(f"{path} is a file: give a folder")
-    if ending or path.suffix == ".zip": _free(path)
+    if ending or zipped: _free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending:
         with _replacing(path) as tmp:
@@ -456,7 +476,7 @@ def _writing(path, ending):
     try:
         tmp.mkdir()
         yield tmp, path
-        if path.suffix == ".zip": return _zip(tmp, path)
+        if zipped: return _zip(tmp, path)
         _note(tmp, path)
         _move(tmp, path) if path.exists() else os.replace(tmp, path)
     finally: shutil.rmtree(tmp, ignore_errors=True)
@@ -500,10 +520,11 @@ def _note(folder, to):
     "Record what is about to take its place in another folder, beside what is there"
     old, names = _record(to), [f.relative_to(folder).as_posix() for f in _inside(folder)]
     for table, maps in _TABLES.items(): # what the numbers mean in maps that would stay
-        if table in names and (to/table).is_file() and (to/table).read_bytes() != (folder/table).read_bytes():
-            stay = {f.relative_to(to).as_posix() for f in to.glob(maps)}-set(names)
-            if stay: raise ValueError(f"{to} holds annotations of other classes, such as {min(stay)}: move them "
-                                      "away, or write elsewhere")
+        if table not in names or not (to/table).is_file(): continue
+        stay = {f.relative_to(to).as_posix() for f in to.glob(maps)}-set(names)
+        if stay and (to/table).read_bytes() != (folder/table).read_bytes():
+            raise ValueError(f"{to} holds annotations of other classes, such as {min(stay)}: move them away, "
+                             "or write elsewhere")
     new = {n: _free(to/n, old.get(n, ()))+[_digest(folder/n)[0]] for n in names}
     (folder/_RECORD).write_text(json.dumps({**old, **new}), encoding="utf-8")
 
@@ -569,7 +590,7 @@ def export_annotations(
                 stack.enter_context(writer.stack)
             elif s.labels is not labels and s.labels != labels:
                 raise ValueError(f"{name} has other clusters than images before it")
-            writer.add(_Picture(name, source, s, kept, masks, min_area, tolerance))
+            writer.put(_Picture(name, source, s, kept, masks, min_area, tolerance))
         if writer is None: raise ValueError("there are no segmentations to write")
         writer.end()
     return final
@@ -787,7 +808,8 @@ def _read_geojson(path, left):
                 continue
             names[name] = names.get(name) or c.get("color")
             parts = [g["coordinates"]] if g["type"] == "Polygon" else g["coordinates"]
-            shapes += [(name, partial(_filled, [[p[:2] for p in r] for r in rings], even=True)) for rings in parts]
+            parts = [[[p[:2] for p in ring] for ring in rings] for rings in parts] # without heights
+            shapes += [(name, partial(_filled, rings, even=True)) for rings in parts]
         d = d if isinstance(d, dict) else {}
         size = (d["height"], d["width"]) if "height" in d and "width" in d else None
         items.append(_Item(d.get("image") or f.relative_to(path).as_posix(), size, shapes))
@@ -803,12 +825,23 @@ def _classes_of(path, labels):
     rows = _json(path/"legend.json")
     return _numbered([o["name"] for o in rows], [o["color"] for o in rows])
 
+# %% ../../nbs/use/annotations.ipynb #6a1e77e5
+def _of_palette(labels, im):
+    "Numbers of a PNG, if each class stands in the palette at its number; grey colours could be numbers, too"
+    colors = labels.palette.ravel().tolist()
+    if im.mode != "P" or im.getpalette()[:len(colors)] != colors: return None
+    if any(labels.table.get(i) != i for i in range(len(labels))): return None
+    return np.asarray(ImageOps.exif_transpose(im))
+
 # %% ../../nbs/use/annotations.ipynb #9780d939
 def _read_png(path, labels):
     "Labels, and one item for each PNG"
     labels = _classes_of(path, labels)
-    def item(f): return _Item(f.relative_to(path).as_posix(), _open(f, lambda im: im.size[::-1]),
-                              partial(lambda f: labels.map(_mask_values(f, labels)), f))
+    def read(f):
+        own = _open(f, partial(_of_palette, labels))
+        return labels.map(_mask_values(f, labels) if own is None else own)
+    def item(f):
+        return _Item(f.relative_to(path).as_posix(), _open(f, lambda im: im.size[::-1]), partial(read, f))
     return labels, [item(f) for f in image_files(path, drawn=True) if not f.name.endswith(".overlay.jpg")]
 
 # %% ../../nbs/use/annotations.ipynb #28ede6f8
@@ -965,6 +998,7 @@ def _items(path, format, labels)->tuple:
 
 # %% ../../nbs/use/annotations.ipynb #e6db76b7
 def _only(folder, ending):
+    if (own := folder/f"annotations{ending}").is_file(): return own
     found = sorted(folder.rglob(f"*{ending}"))
     if len(found) != 1: raise ValueError(f"there are {len(found)} files that end in {ending}: name one")
     return found[0]
