@@ -707,7 +707,7 @@ def test_yolo_tells_endings(tmp_path):
 @ways
 def test_names_that_are_no_text(fmt, masks, photos, tmp_path):
     "A photo whose name is not UTF-8 is named and to be renamed, before anything is written; PNGs can have such names"
-    source = photos["a"].with_name(os.fsdecode(b"caf\xe9.png"))
+    source = photos["a"].with_name(os.fsdecode(b"\xe9.png"))
     try: photos["a"].rename(source)
     except OSError: pytest.skip("this disk knows UTF-8 only")
     if fmt == "png":
@@ -716,7 +716,7 @@ def test_names_that_are_no_text(fmt, masks, photos, tmp_path):
     before = {*tmp_path.rglob("*")}
     for out in ("out", "out.zip"):
         if (fmt, out) == ("png", "out") or out == "out.zip" and _FORMATS[fmt].ending: continue
-        with pytest.raises(ValueError, match=r"caf\\udce9.png': these files need names in UTF-8, rename it"): export_annotations([seg(DONUT, photos["b"]), seg(DONUT, source)], tmp_path/out, fmt, masks)
+        with pytest.raises(ValueError, match=r"\\udce9.png': these files need names in UTF-8, rename it"): export_annotations([seg(DONUT, photos["b"]), seg(DONUT, source)], tmp_path/out, fmt, masks)
         assert {*tmp_path.rglob("*")}-{tmp_path/"out"} == before
 
 
