@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
-from picie_nb.data.folders import match_masks, _open_mask
+from picie_nb.data.folders import match_masks, _drawing, _open_mask
 from picie_nb.data.labels import LabelSet, label_set
 from picie_nb.evaluate.report import evaluate_folders
 from picie_nb.segmenter import Segmentation
@@ -233,6 +233,59 @@ def test_other_files_stay(photos, tmp_path):
     for _ in range(2): export_annotations([seg(DONUT, photos["a"])], out, "png")
 
 
+SPOILT = {"coco": "annotations.json", "cvat": "annotations.xml", "labelme": "street 1.json", "geojson": "street 1.geojson", "yolo": "labels/train/street 1.txt", "labelstudio": "tasks.json",
+          "png": "street 1.png", "cvat-mask": "SegmentationClass/street 1.png"}
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("fmt", SPOILT)
+def test_corrections_are_not_replaced(fmt, zipped, photos, tmp_path):
+    "Again and again into the same place; but what somebody changed stays, and so do all files beside it"
+    if zipped and _FORMATS[fmt].ending: return
+    out = tmp_path/("out.zip" if zipped else "out")
+    def export(c): return export_annotations([seg(c, photos["a"])], out, fmt)
+    for c in (DONUT, DONUT.T, DONUT.T, DONUT): export(c)
+    f = out if zipped else out/SPOILT[fmt]
+    if zipped:
+        with zipfile.ZipFile(f, "a") as z: z.writestr("notes.txt", "mine")
+    elif f.suffix == ".png":
+        with Image.open(f) as im:
+            im.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(f, **_drawing()) # by an editor that keeps comments
+    else: f.write_bytes(f.read_bytes().replace(b"1", b"2", 1))
+    before = {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
+    with pytest.raises(ValueError, match="was changed since, or is not from here"): export(DONUT.T)
+    assert before == {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
+    f.rename(tmp_path/"mine")
+    export(DONUT.T)
+
+
+def test_files_of_others_are_not_replaced(photos, tmp_path):
+    "Nor is one that was made while the photos were segmented; masks that are saved again are no corrections"
+    (tmp_path/"x.json").write_text("{}")
+    with pytest.raises(ValueError, match="x.json is there and"): export_annotations([seg(DONUT, photos["a"])], tmp_path/"x.json")
+    def meanwhile():
+        yield seg(DONUT, photos["a"])
+        (tmp_path/"out").mkdir()
+        (tmp_path/"out"/"street 1.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not from here"): export_annotations(meanwhile(), tmp_path/"out", "labelme")
+    assert [f.name for f in (tmp_path/"out").iterdir()] == ["street 1.json"] and (tmp_path/"x.json").read_text() == "{}"
+    a = read_annotations(export_annotations([seg(DONUT, photos["a"])], tmp_path/"y.json"))
+    for _ in range(2): a.save(tmp_path/"masks")
+    (tmp_path/"masks"/"labels.json").write_text("{}")
+    with pytest.raises(ValueError, match="labels.json is there and"): a.save(tmp_path/"masks")
+
+
+@pytest.mark.parametrize("fmt", ["png", "yolo", "cvat-mask"])
+def test_numbers_of_other_classes_do_not_stay(fmt, photos, tmp_path):
+    "Maps of photos outside an export would be read by its names, unless these are the same"
+    other, c = NAMES[::-1], {d: blobs(30+i, 41) for i, d in enumerate("ab")}
+    def export(folders, names): return export_annotations([seg(c[d], photos[d], names) for d in folders], tmp_path/"out", fmt, root=tmp_path/"photos")
+    export("ab", NAMES)
+    export("a", NAMES)
+    with pytest.raises(ValueError, match="out holds annotations of other classes, such as .*b/street 1"): export("a", other)
+    back = read_annotations(export("ab", other), images=tmp_path/"photos", labels=LabelSet(other))
+    assert len(back) == 2 and all((y == c[f.parent.name]).all() for f, y in zip(back.files, back))
+
+
 def test_labelme_names_its_photo(photos, tmp_path):
     "The photo, as seen from the JSON"
     export_annotations([seg(blobs(30, 41), photos["a"]), seg(blobs(31, 41), photos["b"])], tmp_path/"out"/"deep", "labelme")
@@ -410,6 +463,16 @@ def test_geojson_of_others(photos, tmp_path):
     with pytest.raises(ValueError, match="give images"): read_annotations(tmp_path/"g")[0]
     y = read_annotations(tmp_path/"g", images=photos["a"].parent)[0]
     assert y.shape == (30, 41) and (y == 0).sum() == 8 and (y[:2, [0, 1, 5, 6]] == 0).all()
+
+
+def test_geojson_with_heights(tmp_path):
+    "A third number of a position is no corner"
+    ring = [[1, 1, 300.5], [4, 1, 301], [4, 3, 2], [1, 3, 7], [1, 1, 300.5]]
+    d = dict(type="FeatureCollection", width=6, height=5, features=[dict(type="Feature", geometry=dict(type="Polygon", coordinates=[ring]), properties=dict(name="a"))])
+    (tmp_path/"x.geojson").write_text(json.dumps(d))
+    want = np.full((5, 6), 255)
+    want[1:3, 1:4] = 0
+    assert (read_annotations(tmp_path)[0] == want).all()
 
 
 @pytest.mark.parametrize("name, text", [("x.json", "{"), ("x.json", "{}"), ("x.json", "[1]"), ("x.json", '{"images": [], "categories": 3, "annotations": []}'), ("x.xml", "<a"), ("x.xml", "<annotations/>"),
@@ -615,6 +678,84 @@ def test_files_that_are_read_by_tools_of_text(photos, tmp_path):
     with zipfile.ZipFile(tmp_path/"v.zip") as z:
         assert sorted(z.namelist()) == ["ImageSets/Segmentation/default.txt", "SegmentationClass/a/street 1.png", "SegmentationClass/b/street 1.png", "labelmap.txt"]
         assert z.read("labelmap.txt").decode().splitlines()[1:3] == ["background:0,0,0::", "sky:%d,%d,%d::" % tuple(LabelSet(NAMES).palette[0])]
+
+
+@ways
+def test_photos_that_are_called_alike(fmt, masks, tmp_path):
+    "In a folder that is called as YOLO's split, beside one of another ending, or with accents of another machine: each is found, alone, too"
+    photos = tmp_path/"photos"
+    files = [photos/f for f in ("x.jpg", "train/x.jpg", "train/train/x.jpg", "y/\u00fc.jpg", "y/u\u0308.jpg", "z/x.bmp")]
+    for i, f in enumerate(files):
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 5+i, 3), np.uint8)).save(f)
+    segs = [seg(np.full((4, 5+i), i%4), f) for i, f in enumerate(files)]
+    for name, some in [("all", segs), *((str(i), [s]) for i, s in enumerate(segs))]:
+        back = read_annotations(export_annotations(some, tmp_path/name, fmt, masks, root=photos), images=photos, labels=LabelSet(NAMES))
+        assert {f: (y.shape, y[0, 0]) for f, y in zip(back.files, back)} == {s.source: (s.clusters.shape, s.clusters[0, 0]) for s in some}
+    named = names_from_masks(Halves(), photos, back) # of the last, whose shape no other photo has
+    assert named == ["", "", NAMES[5%4]]
+
+
+def test_yolo_tells_endings(tmp_path):
+    "Of two photos of one stem the one that train.txt names"
+    for f in ("x.jpg", "x.png"): Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(tmp_path/f)
+    for f in ("x.jpg", "x.png"):
+        back = read_annotations(export_annotations([seg(np.zeros((6, 7)), tmp_path/f)], tmp_path/f"y{f[-3:]}", "yolo"), images=tmp_path)
+        assert back.files == [tmp_path/f]
+
+
+@ways
+def test_names_that_are_no_text(fmt, masks, photos, tmp_path):
+    "A photo whose name is not UTF-8 is named and to be renamed, before anything is written; PNGs can have such names"
+    source = photos["a"].with_name(os.fsdecode(b"\xe9.png"))
+    try: photos["a"].rename(source)
+    except OSError: pytest.skip("this disk knows UTF-8 only")
+    if fmt == "png":
+        back = read_annotations(export_annotations([seg(DONUT, source)], tmp_path/"photos"/"out", fmt), images=tmp_path/"photos")
+        assert back.files == [source] and (back[0] == DONUT).all()
+    before = {*tmp_path.rglob("*")}
+    for out in ("out", "out.zip"):
+        if (fmt, out) == ("png", "out") or out == "out.zip" and _FORMATS[fmt].ending: continue
+        with pytest.raises(ValueError, match=r"\\udce9.png': these files need names in UTF-8, rename it"): export_annotations([seg(DONUT, photos["b"]), seg(DONUT, source)], tmp_path/out, fmt, masks)
+        assert {*tmp_path.rglob("*")}-{tmp_path/"out"} == before
+
+
+@pytest.mark.parametrize("fmt", ["cvat", "cvat-mask", "labelstudio"])
+@pytest.mark.parametrize("name", ["a\nb", " a", "a ", "a\x01", "\ta", "a\x85b", "#a", "a:b"])
+def test_classes_that_are_no_line(name, fmt, tmp_path):
+    if fmt != "cvat-mask" and name in ("#a", "a:b"): return
+    with pytest.raises(ValueError, match="has no room for"): export_annotations([seg(DONUT, names=["x", name, "y", "z"])], tmp_path/"out", fmt)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("greys", [[0, 255], [3, 2, 1, 0], [255, 0, 1]], ids=str)
+def test_grey_classes_are_numbers(greys, tmp_path):
+    "The library's own maps of grey classes, with pixels of none, too"
+    names = NAMES[:len(greys)]
+    c = blobs(20, 30, k=len(greys))
+    s = Segmentation(c, c, Image.fromarray(c).convert("RGB"), LabelSet(names, [[g]*3 for g in greys]), tmp_path/"x.jpg")
+    assert (read_annotations(export_annotations([s], tmp_path/"a", "png"))[0] == c).all()
+    part = read_annotations(export_annotations([s], tmp_path/"b", "png", leave_out=[0]))
+    assert (part[0] == np.where(c == 0, 255, c)).all()
+    assert (read_annotations(part.save(tmp_path/"c"))[0] == part[0]).all()
+
+
+def test_endings_in_capitals(photos, tmp_path):
+    for fmt in ("labelme", "png"):
+        to = export_annotations([seg(DONUT, photos["a"])], tmp_path/f"{fmt}.ZIP", fmt)
+        assert zipfile.is_zipfile(to) and (read_annotations(to, labels=LabelSet(NAMES))[0] == DONUT).all()
+    with zipfile.ZipFile(tmp_path/"labelme.ZIP") as z: assert json.loads(z.read("street 1.json"))["imagePath"] == "street 1.png"
+    with pytest.raises(ValueError, match="folder of files"): export_annotations([seg(DONUT, photos["a"])], tmp_path/"x.JSON", "labelme")
+
+
+@pytest.mark.parametrize("other", ["labelme", "geojson"])
+def test_coco_beside_others(other, photos, tmp_path):
+    "The file by which a folder is known is the one that is read"
+    for fmt, c in ((other, DONUT.T), ("coco", DONUT)): export_annotations([seg(c, photos[d], NAMES) for d in "ab"], tmp_path/"out", fmt)
+    for fmt in (None, "coco"): assert (read_annotations(tmp_path/"out", fmt)[0] == DONUT).all()
+    (tmp_path/"out"/"annotations.json").rename(tmp_path/"out"/"mine.json")
+    if other == "labelme":
+        with pytest.raises(ValueError, match="there are 3 files"): read_annotations(tmp_path/"out", "coco")
 
 
 def test_two_photos_of_one_stem(tmp_path):

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/annotations.html.md"""
 __all__ = ['export_annotations', 'Annotations', 'read_annotations', 'names_from_masks']
 
 # %% ../../nbs/use/annotations.ipynb #ac381f86
-import base64, io, json, math, os, re, shutil, tempfile, warnings, zipfile
+import base64, hashlib, io, json, math, os, re, shutil, tempfile, warnings, zipfile
 import numpy as np, torch
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -185,7 +185,7 @@ class _Writer:
         self.out, self.final, self.labels, self.kept, self.masks = out, final, labels, kept, masks
         self.names = [labels.names[c] for c in kept]
         self.colors = ["#%02x%02x%02x" % tuple(labels.palette[c].tolist()) for c in kept]
-        self.n, self.stack = 0, ExitStack() # pieces so far; open files
+        self.n, self.stack, self.old = 0, ExitStack(), _record(final) # pieces so far; open files
         self.begin()
     def begin(self): pass
     def end(self): pass
@@ -197,11 +197,28 @@ class _Writer:
             raise ValueError(f"two photos would be written to {name}: rename one, or use two folders")
         if f.suffix == ".png" and there.exists() and not _is_drawn(there):
             raise ValueError(f"{there} is there, and not drawn by this library: give another folder")
+        _free(there, self.old.get(name, ()))
         f.parent.mkdir(parents=True, exist_ok=True)
         return f
 
     def text(self, name, text): self.file(name).write_text(text, encoding="utf-8")
     def json(self, name, obj): self.text(name, json.dumps(obj, ensure_ascii=False))
+
+# %% ../../nbs/use/annotations.ipynb #5af7e57e
+@patch
+def put(self:_Writer, p):
+    "Add a picture, if the files can hold its name"
+    try:
+        if self.final.suffix.lower() == ".zip": p.name.encode()
+        self.add(p)
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(p.source or p.name)!r}: these files need names in UTF-8, rename it") from None
+
+def _tidy(names):
+    "Refuse names that would come back from XML, or lines of text, as others"
+    if bad := [n for n in names if re.search(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]|^\s|\s$", n)]:
+        raise ValueError("this format has no room for control characters, or spaces around a class, as in "
+                         f"{bad[0]!r}: rename it")
 
 # %% ../../nbs/use/annotations.ipynb #e326f7d8
 def _stem(name, ending): return str(PurePosixPath(name).with_suffix(ending))
@@ -214,7 +231,7 @@ class _Coco(_Writer):
         self.spool = self.stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
         self.images, cats = 0, [dict(id=c+1, name=n, supercategory="", color=self.labels.palette[c].tolist())
                                 for c, n in zip(self.kept, self.names)]
-        self.file.write(json.dumps(dict(info={}, licenses=[], categories=cats), ensure_ascii=False)[:-1])
+        self.file.write(json.dumps(dict(licenses=[], categories=cats), ensure_ascii=False)[:-1])
 
     def add(self, p):
         (h, w), self.images = p.size, self.images+1
@@ -231,7 +248,7 @@ class _Coco(_Writer):
         self.file.write('],\n"annotations": [\n')
         self.spool.seek(0)
         shutil.copyfileobj(self.spool, self.file)
-        self.file.write("]}\n")
+        self.file.write("],\n"+" "*64)
 
 # %% ../../nbs/use/annotations.ipynb #01edb09f
 def _coco_shape(o, masks, h, w):
@@ -243,6 +260,7 @@ class _Cvat(_Writer):
     "CVAT for images 1.1"
     ending = ".xml"
     def begin(self):
+        _tidy(self.names)
         self.file = self.stack.enter_context(open(self.out, "w", encoding="utf-8"))
         self.images, meta = 0, ET.Element("meta")
         labels = ET.SubElement(ET.SubElement(meta, "task"), "labels")
@@ -257,7 +275,7 @@ class _Cvat(_Writer):
         for o in p.pieces(): _cvat_shape(im, o, self.masks, label=self.labels.names[o.cluster])
         self.file.write(ET.tostring(im, "unicode")+"\n")
         self.images += 1
-    def end(self): self.file.write("</annotations>\n")
+    def end(self): self.file.write("</annotations>\n"+" "*64)
 
 # %% ../../nbs/use/annotations.ipynb #089db53d
 def _cvat_shape(im, o, masks, **kw):
@@ -290,7 +308,7 @@ class _LabelMe(_Writer):
     def add(self, p):
         name, (h, w) = _stem(p.name, ".json"), p.size
         photo = PurePosixPath(p.name).name
-        if p.source and self.final.suffix != ".zip":
+        if p.source and self.final.suffix.lower() != ".zip":
             photo = os.path.relpath(p.source, (self.final/name).parent).replace(os.sep, "/")
         self.json(name, dict(version="5.5.0", flags={}, shapes=[self.shape(o) for o in p.pieces()],
                              imagePath=photo, imageData=None, imageHeight=h, imageWidth=w))
@@ -349,6 +367,7 @@ def _unbrush(data)->np.ndarray:
 class _LabelStudio(_Writer):
     "Tasks with predictions, and the labelling interface that they need"
     def begin(self):
+        _tidy(self.names)
         self.kind = "brushlabels" if self.masks else "polygonlabels"
         view, tag = ET.Element("View"), "BrushLabels" if self.masks else "PolygonLabels"
         ET.SubElement(view, "Image", name="image", value="$image")
@@ -404,8 +423,9 @@ class _Voc(_Writer):
         colors = [tuple(self.labels.palette[c].tolist()) for c in self.kept]
         if len(self.labels) > 255 or len({(0, 0, 0), *colors}) <= len(colors):
             raise ValueError("cvat-mask tells up to 255 clusters by colour: give each its own, not black")
-        if bad := [n for n in self.names if ":" in n]:
-            raise ValueError(f"cvat-mask has no room for the : in {bad[0]!r}")
+        _tidy(self.names)
+        if bad := [n for n in self.names if ":" in n or n[0] == "#"]:
+            raise ValueError(f"cvat-mask has no room for a : in a name, or a # before it, as in {bad[0]!r}")
         if "background" in self.names:
             raise ValueError("cvat-mask calls background what has no class: give the "
                              "cluster of this name another one")
@@ -439,26 +459,78 @@ def _format(name, masks=False, tolerance=0):
 def _writing(path, ending):
     "A file or folder beside `path` that takes its place when the block succeeds; and what it will be called"
     path = Path(path)
+    zipped = not ending and path.suffix.lower() == ".zip"
     if ending and path.suffix.lower() != ending: path = path/f"annotations{ending}"
-    if not ending and path.suffix in (".json", ".xml", ".geojson", ".txt", ".png", ".yaml"):
+    if not ending and path.suffix.lower() in (".json", ".xml", ".geojson", ".txt", ".png", ".yaml"):
         raise ValueError(f"{path}: this format is a folder of files; give a folder, or a name in .zip")
-    if not ending and path.suffix != ".zip" and path.is_file():
+    if not (ending or zipped) and path.is_file():
         raise ValueError(f"{path} is a file: give a folder")
+    if ending or zipped: _free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending:
-        with _replacing(path) as tmp: yield tmp, path
+        with _replacing(path) as tmp:
+            yield tmp, path
+            _seal(tmp, ending)
         return
     tmp = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         tmp.mkdir()
         yield tmp, path
-        if path.suffix == ".zip": _zip(tmp, path)
-        elif not path.exists(): os.replace(tmp, path)
-        else: _move(tmp, path)
+        if zipped: return _zip(tmp, path)
+        _note(tmp, path)
+        _move(tmp, path) if path.exists() else os.replace(tmp, path)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../../nbs/use/annotations.ipynb #5ea1ed01
+_RECORD = ".picie_nb" # in a folder: digests of what may be there from here, for each file
+_SEALS = {".json": '"info": {"picie_nb": "%s"}}', ".xml": "<!-- picie_nb %s -->", ".zip": "picie_nb %s"}
+
+def _record(folder):
+    try: return json.loads(_text(folder/_RECORD))
+    except (OSError, ValueError): return {}
+
+def _digest(f, n=0):
+    "Of a file but its last `n` bytes, and these"
+    h, left = hashlib.blake2b(digest_size=16), f.stat().st_size-n
+    with open(f, "rb") as o:
+        while part := o.read(max(0, min(left-o.tell(), 1 << 20))): h.update(part)
+        return h.hexdigest(), o.read()
+
+def _seal(f, ending):
+    "Write the digest of one file over its last 64 bytes, which are blank"
+    line = (_SEALS[ending] % _digest(f, 64)[0]).ljust(63)+"\n"
+    with open(f, "r+b") as o:
+        o.seek(-64, os.SEEK_END)
+        o.write(line.encode())
+
+# %% ../../nbs/use/annotations.ipynb #f4eef11e
+def _free(f, known=None):
+    "Digests of a file that is there; it must be as it was written, by the record or its own seal"
+    if not f.is_file(): return []
+    digest, end = _digest(f, 0 if known is not None else 64)
+    if digest not in (end.decode("latin-1") if known is None else known):
+        raise ValueError(f"{f} is there and was changed since, or is not from here: move it away, or write "
+                         "elsewhere")
+    return [digest]
+
+_TABLES = {"labels.json": "**/*.png", "data.yaml": "labels/**/*.txt",
+           "labelmap.txt": "SegmentationClass/**/*.png"}
+
+def _note(folder, to):
+    "Record what is about to take its place in another folder, beside what is there"
+    old, names = _record(to), [f.relative_to(folder).as_posix() for f in _inside(folder)]
+    for table, maps in _TABLES.items(): # what the numbers mean in maps that would stay
+        if table not in names or not (to/table).is_file(): continue
+        stay = {f.relative_to(to).as_posix() for f in to.glob(maps)}-set(names)
+        if stay and (to/table).read_bytes() != (folder/table).read_bytes():
+            raise ValueError(f"{to} holds annotations of other classes, such as {min(stay)}: move them away, "
+                             "or write elsewhere")
+    new = {n: _free(to/n, old.get(n, ()))+[_digest(folder/n)[0]] for n in names}
+    (folder/_RECORD).write_text(json.dumps({**old, **new}), encoding="utf-8")
+
 # %% ../../nbs/use/annotations.ipynb #32464337
-def _inside(folder): return sorted(f for f in folder.rglob("*") if f.is_file())
+def _inside(folder): # the record comes first
+    return sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: (f.name != _RECORD, f))
 
 def _move(folder, to):
     "All files of a folder into another one; they replace those of the same name, others stay"
@@ -467,8 +539,11 @@ def _move(folder, to):
         os.replace(f, to/f.relative_to(folder))
 
 def _zip(folder, path):
-    with _replacing(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
-        for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
+    with _replacing(path) as tmp:
+        with zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
+            for f in _inside(folder): z.write(f, f.relative_to(folder).as_posix())
+            z.comment = b" "*64
+        _seal(tmp, ".zip")
 
 # %% ../../nbs/use/annotations.ipynb #74af419e
 def _root(results):
@@ -515,7 +590,7 @@ def export_annotations(
                 stack.enter_context(writer.stack)
             elif s.labels is not labels and s.labels != labels:
                 raise ValueError(f"{name} has other clusters than images before it")
-            writer.add(_Picture(name, source, s, kept, masks, min_area, tolerance))
+            writer.put(_Picture(name, source, s, kept, masks, min_area, tolerance))
         if writer is None: raise ValueError("there are no segmentations to write")
         writer.end()
     return final
@@ -567,6 +642,7 @@ class _Item:
     name:str # of the photo with its folders
     size:tuple # (height, width), or None where the file does not say
     shapes:list # the lowest first: (name of its class, function of height and width to where and mask)
+    split:int=0 # 1 where its first folder is not the photo's, but that of a split, such as train
 
 def _plain(name)->str:
     "A name from a file, as a path that stays in its folder"
@@ -643,13 +719,17 @@ def _read_yolo(path, left):
     names = yaml.safe_load(_text(next(path.rglob("data.yaml"))))["names"]
     names = [str(n) for n in (names.values() if isinstance(names, dict) else names)]
     folder = path/"labels" if (path/"labels").is_dir() else path
-    items = []
+    items, splits = [], ("train", "val", "test")
+    lists = [f for f in (path/f"{o}.txt" for o in splits) if f.is_file()]
+    listed = [p for f in lists for l in _lines(f) if (p := l.partition("images/")[2])]
+    photos = {_stem(p, ".txt"): p for p in listed}
     for f in sorted(folder.rglob("*.txt")):
         if folder == path and f.name in ("train.txt", "val.txt", "test.txt", "classes.txt"): continue
         rows = [l.split() for l in _lines(f)]
         left["box"] += sum(len(r) < 7 for r in rows)
         shapes = [(names[int(r[0])], partial(_share, [float(o) for o in r[1:]])) for r in rows if len(r) > 6]
-        items.append(_Item(f.relative_to(folder).as_posix(), None, shapes))
+        name = f.relative_to(folder).as_posix()
+        items.append(_Item(photos.get(name, name), None, shapes, int(name.split("/")[0] in splits)))
     return [(n, None) for n in names], items
 
 def _share(ring, h, w): return _filled([np.reshape(ring, (-1, 2))*[w, h]], h, w) # of the image's size
@@ -728,6 +808,7 @@ def _read_geojson(path, left):
                 continue
             names[name] = names.get(name) or c.get("color")
             parts = [g["coordinates"]] if g["type"] == "Polygon" else g["coordinates"]
+            parts = [[[p[:2] for p in ring] for ring in rings] for rings in parts] # without heights
             shapes += [(name, partial(_filled, rings, even=True)) for rings in parts]
         d = d if isinstance(d, dict) else {}
         size = (d["height"], d["width"]) if "height" in d and "width" in d else None
@@ -744,12 +825,23 @@ def _classes_of(path, labels):
     rows = _json(path/"legend.json")
     return _numbered([o["name"] for o in rows], [o["color"] for o in rows])
 
+# %% ../../nbs/use/annotations.ipynb #6a1e77e5
+def _of_palette(labels, im):
+    "Numbers of a PNG, if each class stands in the palette at its number; grey colours could be numbers, too"
+    colors = labels.palette.ravel().tolist()
+    if im.mode != "P" or im.getpalette()[:len(colors)] != colors: return None
+    if any(labels.table.get(i) != i for i in range(len(labels))): return None
+    return np.asarray(ImageOps.exif_transpose(im))
+
 # %% ../../nbs/use/annotations.ipynb #9780d939
 def _read_png(path, labels):
     "Labels, and one item for each PNG"
     labels = _classes_of(path, labels)
-    def item(f): return _Item(f.relative_to(path).as_posix(), _open(f, lambda im: im.size[::-1]),
-                              partial(lambda f: labels.map(_mask_values(f, labels)), f))
+    def read(f):
+        own = _open(f, partial(_of_palette, labels))
+        return labels.map(_mask_values(f, labels) if own is None else own)
+    def item(f):
+        return _Item(f.relative_to(path).as_posix(), _open(f, lambda im: im.size[::-1]), partial(read, f))
     return labels, [item(f) for f in image_files(path, drawn=True) if not f.name.endswith(".overlay.jpg")]
 
 # %% ../../nbs/use/annotations.ipynb #28ede6f8
@@ -811,7 +903,7 @@ class Annotations:
         photos=None, # folder of their photos, for the formats that do not say how large
     ):
         self.labels, self.items, find = labels, items, _finder(photos)
-        self.files = [find(o.name) for o in items] # photo of each item, or None
+        self.files = [find(o) for o in items] # photo of each item, or None
     def __len__(self): return len(self.items)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __repr__(self):
@@ -850,22 +942,27 @@ def _size(item, file)->tuple:
                          "PIL.Image.MAX_IMAGE_PIXELS = None")
     return h, w
 
+# %% ../../nbs/use/annotations.ipynb #f14de400
 def _finder(photos):
-    "Function from the name of an annotated image to its photo, or None"
-    if photos is None: return lambda name: None
-    full, exact, named = {}, {}, {}
-    for f in image_files(photos):
-        full[path := _nfc(f.relative_to(photos).as_posix())] = f
-        exact.setdefault(_stem(path, ""), []).append(f)
-        named.setdefault(_nfc(f.stem), []).append(f)
-    def find(name):
-        name = _nfc(_plain(name))
-        names = [PurePosixPath(o).parts for o in (name, _stem(name, ""))]
-        for i in range(len(names[0])): # as it stands, and without folders such as labels/train
-            whole, path = ("/".join(o[i:]) for o in names)
-            if f := full.get(whole) or full.get(path): return f
-            if len(same := exact.get(path, [])) == 1: return same[0]
-        same = named.get(names[1][-1], [])
+    "Function from an annotated image to its photo, or None"
+    if photos is None: return lambda item: None
+    full, exact, named, files = {}, {}, {}, image_files(photos)
+    for form in (_nfc, str): # with accents of another machine; as it stands, which counts more
+        stems = {}
+        for f in files:
+            full[path := form(f.relative_to(photos).as_posix())] = f
+            stems.setdefault(_stem(path, ""), []).append(f)
+        exact.update(stems)
+    for f in files: named.setdefault(_nfc(f.stem), []).append(f)
+    def find(item):
+        name = _plain(item.name)
+        names = [[PurePosixPath(o).parts for o in (n, _stem(n, ""))] for n in (name, _nfc(name))]
+        last = names[1][1][-1]
+        for i in (item.split, *range(len(names[0][0]))): # and without folders such as labels/train
+            for whole, path in (("/".join(o[i:]) for o in n) for n in names):
+                if f := full.get(whole) or full.get(path): return f
+                if len(same := exact.get(path, [])) == 1: return same[0]
+        same = named.get(last, [])
         return same[0] if len(same) == 1 else None
     return find
 
@@ -901,6 +998,7 @@ def _items(path, format, labels)->tuple:
 
 # %% ../../nbs/use/annotations.ipynb #e6db76b7
 def _only(folder, ending):
+    if (own := folder/f"annotations{ending}").is_file(): return own
     found = sorted(folder.rglob(f"*{ending}"))
     if len(found) != 1: raise ValueError(f"there are {len(found)} files that end in {ending}: name one")
     return found[0]
@@ -950,7 +1048,7 @@ def names_from_masks(
     labels, find = masks.labels, _finder(images)
     n, pixels = len(segmenter.labels), 0
     cm = ConfusionMatrix(n, len(labels), labels.ignore)
-    pairs = [(f, y) for name, y in zip(masks.names, masks) if (f := find(name))]
+    pairs = [(f, y) for o, y in zip(masks.items, masks) if (f := find(o))]
     if not pairs:
         raise ValueError(f"no photo in {images} is called as the annotated images, "
                          f"such as {masks.names[0]}")
