@@ -350,7 +350,8 @@ def merged(self:Segmenter,
 )->Segmenter:
     "A segmenter with several clusters as one class"
     names, owner = list(self.labels.names), self._owners(classes)
-    owner = {names.index(n): n for n in owner.values() if n in names} | owner # one name, one class
+    there = {names.index(n): n for n in owner.values() if n in names}
+    owner = {**there, **owner} # one name, one class
     together = lambda o, c: o in owner and owner[o] == owner.get(c)
     first = [next(o for o in range(c+1) if o == c or together(o, c))
              for c in range(len(names))]

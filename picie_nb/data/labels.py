@@ -360,8 +360,9 @@ def _field(row, what): # of a dict with anybody's keys
 def _known(rows): # whole numbers that nobody knows may be the values
     if any(_field(r, 'value') is not None for r in rows): return rows
     for k in rows[0] if rows else ():
-        vs, other = [str(r.get(k)) for r in rows], _field({k: 0}, 'name') is None and str(k).lower() not in 'rgb'
-        if other and len(vs)>1 and len({*vs})==len(vs) and all(map(str.isdecimal, vs)):
+        if _field({k: 0}, 'name') is not None or str(k).lower() in 'rgb': continue
+        vs = [str(r.get(k)) for r in rows]
+        if len(vs)>1 and len({*vs})==len(vs) and all(map(str.isdecimal, vs)):
             raise ValueError(f'are the numbers under {k!r} the values of the classes? '
                              "Call them 'value', or leave them out")
     return rows

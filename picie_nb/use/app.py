@@ -94,8 +94,9 @@ def change(self:PhotoProject,
 def undo(self:PhotoProject):
     "Go back to the state before the last change"
     if len(self.states) < 2: raise ValueError("there is nothing to take back")
-    if self.states[-2].net is not self.segmenter.net and self.path.exists(): _set_aside(self.path)
-    self.states[-2].save(self.path)
+    old, new = self.states[-2:]
+    if old.net is not new.net and self.path.exists(): _set_aside(self.path)
+    old.save(self.path)
     self.states.pop()
 
 @patch

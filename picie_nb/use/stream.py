@@ -193,12 +193,14 @@ def todo(self:Shard,
     jobs, # (photo, name of its map in the folder) of all photos
 )->list: # those of this part that have no map
     "What is left to do"
-    done = {o["map"]: o["photo"] for o in _records(self.out) if "map" in o and "failed" not in o}
+    rows = [o for o in _records(self.out) if "map" in o and "failed" not in o]
+    done = {o["map"]: o["photo"] for o in rows}
     there = lambda o: Path(o).as_posix() in done and (self.out/o).exists()
     for f, o in jobs:
-        old = done.get(Path(o).as_posix())
-        if old and old != os.path.abspath(f) and os.path.exists(old): # else the photos were moved
-            raise ValueError(f"{self.out} holds {o}, the map of another photo, {old}: give another folder")
+        old = done.get(Path(o).as_posix(), os.path.abspath(f))
+        if old != os.path.abspath(f) and os.path.exists(old): # else they were moved
+            raise ValueError(f"{self.out} holds {o}, the map of another photo, {old}: "
+                             "give another folder")
     return [(f, o) for f, o in jobs if self.has(o) and not there(o)]
 
 @patch
