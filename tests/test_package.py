@@ -1,10 +1,11 @@
 "What is installed: wheel, sdist, imports, the public names, the layers."
-import ast, json, os, re, subprocess, sys, tarfile, zipfile
+import ast, json, os, re, subprocess, sys, tarfile, types, zipfile
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
 from conftest import ROOT
+from forked import forked
 
 # floors of the house, from the ground: a module imports from floors below its own only
 LAYERS = [["data.labels", "transforms", "backbone", "clustering"], ["data.scenes", "regions", "losses", "fpn", "training.distributed"],
@@ -97,16 +98,23 @@ def _version():
     return next(ast.literal_eval(l.split("=")[1].strip()) for l in (ROOT/"picie_nb/__init__.py").read_text().splitlines() if l.startswith("__version__"))
 
 
+def _public_names():
+    ns = {}
+    exec("from picie_nb.all import *", ns)
+    print(*sorted(k for k, v in ns.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)))
+
+def _shadowed_names():
+    import picie_nb.all as a, fastai.vision.all as f
+    print([k for k in vars(a) if not k.startswith("_") and hasattr(f, k) and getattr(a, k) is not getattr(f, k)])
+
 def test_public_names():
     "`from picie_nb.all import *` gives exactly these"
-    res = python("import types; ns = {}; exec('from picie_nb.all import *', ns); "
-                 "print(' '.join(sorted(k for k, v in ns.items() if not k.startswith('_') and not isinstance(v, types.ModuleType))))")
+    res = forked(_public_names)
     assert res.stdout.split() == (ROOT/"tests/public_names.txt").read_text().split(), res.stderr
 
 
 def test_names_do_not_shadow_fastai():
-    res = python("import picie_nb.all as a, fastai.vision.all as f; "
-                 "print([k for k in vars(a) if not k.startswith('_') and hasattr(f, k) and getattr(a, k) is not getattr(f, k)])")
+    res = forked(_shadowed_names)
     assert res.stdout.strip() == "[]", res.stdout+res.stderr
 
 
