@@ -104,7 +104,9 @@ def test_signatures(site):
 def test_extras(site):
     "For search engines, language models, social sites, and readers who are lost"
     index = (site/"index.html").read_text()
-    assert "og:image" in index and "card.jpeg" in index and (site/"images/card.jpeg").exists() and "favicon.svg" in index and (site/"images/favicon.svg").exists()
+    assert (site/"images/card.jpeg").exists() and "favicon.svg" in index and (site/"images/favicon.svg").exists()
+    cards = {m for f in site.rglob("*.html") for m in re.findall(r'<meta [^>]*"(?:og|twitter):image" content="([^"]*)"', f.read_text()) or [f.name]}
+    assert cards == {HERE+"images/card.jpeg"}
     assert "callback.llms.md" in (site/"llms.txt").read_text() and (site/"callback.llms.md").exists()
     assert "callback.html" in (site/"sitemap.xml").read_text() and (site/"404.html").exists()
     page = (site/"callback.html").read_text()
