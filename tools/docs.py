@@ -78,7 +78,7 @@ def signatures(page:str)->str:
     page = re.sub(r'(<(?:h3|a)\b[^>]*>\w+\.)<strong>(\w+)</strong>(?=</)', r"\1__\2__", page) # no words in bold
     def plain(o): return html.unescape(re.sub(r"<[^>]+>", "", o)).strip()
     whole = plain(page)
-    shown = set(re.findall(r"@dataclass\s+class (\w+)", whole)) # others keep their signature
+    shown = set(re.findall(r"@dataclass(?:\([^)]*\))?\s+class (\w+)", whole)) # others keep their signature
     told = {(f, name): what for f, body in re.findall(r"def (\w+)\([^\n]*\n((?:[^\n)][^\n]*\n)+)\s*\)", whole) for name, what in re.findall(r"\*(\w+),? # ([^\n]+)\n", body)}
     def block(m):
         name = re.fullmatch(r"def (\w+)\(.*\)(?:->.*)?:.*", plain(m[0].partition("<button")[0]), re.S)
