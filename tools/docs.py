@@ -107,6 +107,7 @@ def finish(docs:Path, source:dict):
         text = signatures(offline(f.read_text(encoding="utf-8")))
         up = "../"*len(f.relative_to(docs).parts[:-1])
         text = re.sub(rf'href="{re.escape(SITE)}([\w/]+\.html)(#[^"]*)?"', lambda m: f'href="{up}{m[1]}{m[2] or ""}"' if (docs/m[1]).exists() else m[0], text)
+        if "training" not in f.parts: text = re.sub(r'<a href="[^"]*training/distributed\.html#shares">(<code>shares\(\)</code>)</a>', r"\1", text) # that of a segmentation
         text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
         text = re.sub(rf'content="{re.escape(SITE)}[\w/]*(images/card\.jpeg)"', rf'content="{SITE}\1"', text) # smalldocs looks beside the page
         for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
