@@ -27,6 +27,7 @@ def rename(proc:Path)->dict:
             if old != name: text = re.sub(rf"(?<=[(/\"]){re.escape(old)}(?=[)#\"])", name, text)
         nb = json.loads(text)
         add_links(nb, source[str(q.relative_to(proc))])
+        methods(nb)
         p.unlink()
         q.write_text(json.dumps(nb), encoding="utf-8")
     yml = proc/"_quarto.yml"
@@ -42,6 +43,14 @@ def add_links(nb, source):
     text = "".join(first["source"])
     if first["cell_type"] == "raw" and text.startswith("---\n"): first["source"] = "---\n"+yml+text[4:]
     else: nb["cells"].insert(0, {"cell_type": "raw", "metadata": {}, "source": f"---\n{yml}---\n"})
+
+def methods(nb):
+    "Headings of methods with a decorator get their class, which nbdev loses; sections of a `__repr__` without a word of its own go"
+    nb["cells"] = [c for c in nb["cells"] if "*Return repr(self).*" not in str(c.get("outputs"))]
+    for c in nb["cells"]:
+        if not (m := re.search(r"^show_doc\((\w+)\.(\w+)\)", "".join(c["source"]), re.M)): continue
+        for o in c.get("outputs", []):
+            if md := o.get("data", {}).get("text/markdown"): o["data"]["text/markdown"] = re.sub(rf"^### {m[2]}$", f"### {m[1]}.{m[2]}", "".join(md), flags=re.M)
 
 def mathml(tex:str, display:bool)->str:
     "An equation as MathML"
