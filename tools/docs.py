@@ -121,9 +121,14 @@ def finish(docs:Path, source:dict):
         text = re.sub(rf'content="{re.escape(SITE)}[\w/]*(images/card\.jpeg)"', rf'content="{SITE}\1"', text) # smalldocs looks beside the page
         text = re.sub(r'<div class="action-links"><a href="[^"]*/nbs/api\.qmd"[^>]*>.*?</a></div>', "", text) # made here, not in the repository
         for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
-        f.write_text(text, encoding="utf-8")
+        f.write_text(breaks(text), encoding="utf-8")
     ids = {f: set(re.findall(r'\bid="([^"]+)"', f.read_text(encoding="utf-8"))) for f in docs.rglob("*.html")}
     for f in ids: f.write_text(anchors(f, ids), encoding="utf-8")
+
+def breaks(page:str)->str:
+    "Headings that may break in a name behind a dot or underscores, not within its words"
+    def one(m): return m[1]+re.sub(r"(?<=[^\W\d_])(\.|_+)(?=\w)(?![^<]*>)", r"\1<wbr>", m[2])
+    return re.sub(r"(<h[1-4]\b[^>]*>)(.*?)(?=</h[1-4]>)", one, page, flags=re.S)
 
 def anchors(f:Path, ids:dict)->str:
     "A page whose links to names lead to headings that are there: that of the class, if a method has none; private names are no links"
