@@ -67,7 +67,7 @@ def api_index(proc:Path):
     "A page with every public name, where it is explained, and what it does in a line"
     import importlib, inspect
     from picie_nb._modidx import d
-    lines = ["---", "title: API", "subtitle: Every public name, module by module", "---", ""]
+    lines = ["---", "title: API", "subtitle: Every public name, module by module", "---", "", "::: {.api}", ""]
     for module, names in sorted(d["syms"].items(), key=lambda o: (o[0].count("."), o[0])):
         found, seen = importlib.import_module(module), []
         for name, (page, _) in names.items():
@@ -77,7 +77,7 @@ def api_index(proc:Path):
             what = (inspect.getdoc(obj) or "").splitlines()[:1] if callable(obj) else []
             if what and not what[0].startswith(f"{short}("): seen.append(f"| [`{short}`]({page}) | {what[0].replace('|', chr(92)+'|')} |")
         if seen: lines += [f"## {module.removeprefix('picie_nb.')}", "", "| name | what it does |", "|---|---|", *seen, ""]
-    (proc/"api.qmd").write_text("\n".join(lines), encoding="utf-8")
+    (proc/"api.qmd").write_text("\n".join([*lines, ":::", ""]), encoding="utf-8")
 
 def signatures(page:str)->str:
     "Signatures as the source has them: short names, the comment of `**kwargs`; of a dataclass its fields with their comments, opened, instead"
@@ -126,9 +126,9 @@ def finish(docs:Path, source:dict):
     for f in ids: f.write_text(anchors(f, ids), encoding="utf-8")
 
 def breaks(page:str)->str:
-    "Headings that may break in a name behind a dot or underscores, not within its words"
+    "Headings, and names in lists of them, that may break behind a dot or underscores, not within a word"
     def one(m): return m[1]+re.sub(r"(?<=[^\W\d_])(\.|_+)(?=\w)(?![^<]*>)", r"\1<wbr>", m[2])
-    return re.sub(r"(<h[1-4]\b[^>]*>)(.*?)(?=</h[1-4]>)", one, page, flags=re.S)
+    return re.sub(r"(<h[1-4]\b[^>]*>|<td><a [^>]*><code>)(.*?)(?=</h[1-4]>|</code>)", one, page, flags=re.S)
 
 def anchors(f:Path, ids:dict)->str:
     "A page whose links to names lead to headings that are there: that of the class, if a method has none; private names are no links"
