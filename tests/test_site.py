@@ -98,8 +98,12 @@ def test_signatures(site):
     "What `**kwargs` takes stands beside it, also where fastcore puts it behind what is returned"
     page = html.unescape(re.sub("<[^>]+>", "", (site/"learner.html").read_text()))
     assert re.search(r"def picie_learner\(\n    dls, # .*?    \*\*overrides, # any field of `PiCIEConfig` or `PublishedConfig`\n\)->PiCIELearner:\n", page, re.S)
-    assert "Segmenter.__call__" in (site/"segmenter.html").read_text()
-
+    assert ">Segmenter.<wbr>__call__<" in (site/"segmenter.html").read_text()
+    assert [f.name for f in site.rglob("*.html") if "Return repr(self)" in f.read_text()] == []
+    assert 'id="clustercallback.stream"' in (site/"callback.html").read_text() # behind a decorator
+    page = re.sub("<[^>]+>", "", (site/"metrics.html").read_text())
+    assert "@dataclass(eq=False, repr=False)\nclass Score:" in page and "def Score(" not in page # its fields instead
+    assert "distributed.html#shares" not in (site/"start.html").read_text() and "nbs/api.qmd" not in (site/"api.html").read_text()
 
 def test_extras(site):
     "For search engines, language models, social sites, and readers who are lost"

@@ -127,7 +127,7 @@ def finish(docs:Path, source:dict):
 
 def breaks(page:str)->str:
     "Headings, and names in lists of them, that may break behind a dot or underscores, not within a word"
-    def one(m): return m[1]+re.sub(r"(?<=[^\W\d_])(\.|_+)(?=\w)(?![^<]*>)", r"\1<wbr>", m[2])
+    def one(m): return m[1]+re.sub(r"((?<=[^\W\d_])\.(?=\w)|(?<=[^\W_])_+(?=[^\W_]))(?![^<]*>)", r"\1<wbr>", m[2])
     return re.sub(r"(<h[1-4]\b[^>]*>|<td><a [^>]*><code>)(.*?)(?=</h[1-4]>|</code>)", one, page, flags=re.S)
 
 def anchors(f:Path, ids:dict)->str:
