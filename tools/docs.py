@@ -67,7 +67,7 @@ def api_index(proc:Path):
     "A page with every public name, where it is explained, and what it does in a line"
     import importlib, inspect
     from picie_nb._modidx import d
-    lines = ["---", "title: API", "subtitle: Every public name, module by module", "---", "", "::: {.api}", ""]
+    lines = ["---", "title: API", "subtitle: Every public name, module by module", "---", ""]
     for module, names in sorted(d["syms"].items(), key=lambda o: (o[0].count("."), o[0])):
         found, seen = importlib.import_module(module), []
         for name, (page, _) in names.items():
@@ -77,7 +77,7 @@ def api_index(proc:Path):
             what = (inspect.getdoc(obj) or "").splitlines()[:1] if callable(obj) else []
             if what and not what[0].startswith(f"{short}("): seen.append(f"| [`{short}`]({page}) | {what[0].replace('|', chr(92)+'|')} |")
         if seen: lines += [f"## {module.removeprefix('picie_nb.')}", "", "| name | what it does |", "|---|---|", *seen, ""]
-    (proc/"api.qmd").write_text("\n".join([*lines, ":::", ""]), encoding="utf-8")
+    (proc/"api.qmd").write_text("\n".join(lines), encoding="utf-8")
 
 def signatures(page:str)->str:
     "Signatures as the source has them: short names, the comment of `**kwargs`; of a dataclass its fields with their comments, opened, instead"
@@ -119,7 +119,8 @@ def finish(docs:Path, source:dict):
         if "training" not in f.parts: text = re.sub(r'<a href="[^"]*training/distributed\.html#shares">(<code>shares\(\)</code>)</a>', r"\1", text) # that of a segmentation
         text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
         text = re.sub(rf'content="{re.escape(SITE)}[\w/]*(images/card\.jpeg)"', rf'content="{SITE}\1"', text) # smalldocs looks beside the page
-        text = re.sub(r'<div class="action-links"><a href="[^"]*/nbs/api\.qmd"[^>]*>.*?</a></div>', "", text) # made here, not in the repository
+        if f.name == "api.html": # made here, not in the repository
+            text = re.sub(r'<div class="action-links"><a href="[^"]*/nbs/api\.qmd"[^>]*>.*?</a></div>', "", text).replace('<main class="content"', '<main class="content api"')
         for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
         f.write_text(breaks(text), encoding="utf-8")
     ids = {f: set(re.findall(r'\bid="([^"]+)"', f.read_text(encoding="utf-8"))) for f in docs.rglob("*.html")}
