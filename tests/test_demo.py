@@ -156,22 +156,37 @@ def test_controls(page, tmp_path):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     done(page)
-    assert re.search(r"6 clusters in [\d.]+ s, of which the network took", status(page)) and page.locator("[aria-live=polite]").count() == 1
+    assert page.evaluate("[...document.querySelectorAll('.pd-examples button')].map(o => o.ariaPressed)") == ["true", *["false"]*3]
+    assert re.search(r"5 clusters in [\d.]+ s, of which the network took", status(page)) and page.locator("[aria-live=polite]").count() == 1
     for o in page.locator("input, button").all(): # each has a name for screen readers
         assert o.evaluate("o => (o.labels?.[0]?.textContent || o.textContent || o.querySelector('img')?.alt || '').trim()")
     k = page.locator(".pd-k input")
     k.focus()
     assert k.evaluate("o => getComputedStyle(o).outlineStyle") == "solid"
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.querySelector('.picie-demo').demo.map.keys.length == 5")
+    page.wait_for_function("document.querySelector('.picie-demo').demo.map.keys.length == 4")
     done(page)
     boxes, over = page.locator(".pd-panel li input"), "() => { const o = document.querySelector('.pd-over'); return [...o.getContext('2d').getImageData(0, 0, o.width, o.height).data].filter((_, i) => i % 4 == 3) }"
-    assert boxes.count() == 5
+    assert boxes.count() == 4
     clusters, row = result(page)[1].ravel(), int(page.locator(".pd-panel li").first.get_attribute("data-cluster"))
     boxes.first.focus()
     alpha = np.array(page.evaluate(over))
-    assert (alpha[clusters == row] > 150).all() and (alpha[clusters != row] < 40).all() and page.locator("figcaption").inner_text().startswith(f"cluster {row}, ")
-    page.keyboard.press("Space")
+    assert (alpha[clusters == row] > 150).all() and (alpha[clusters != row] < 40).all() and page.locator("figcaption").inner_text().startswith("cluster 0, ")
+    page.keyboard.press("Space") # it goes at once
+    alpha = np.array(page.evaluate(over))
+    assert (alpha[clusters == row] == 0).all() and (alpha[clusters != row] > 150).all()
+    page.locator(".pd-panel li").first.hover() # what is hidden is shown while it is lit
+    assert (np.array(page.evaluate(over))[clusters == row] > 150).all()
+    page.locator(".pd-panel li").nth(1).hover()
+    assert re.match("cluster 1, ", page.locator("figcaption").inner_text()) and (np.array(page.evaluate(over))[clusters == row] == 0).all()
+    page.mouse.move(1, 1)
+    page.evaluate("c => document.querySelector('.picie-demo').demo.light(c)", row)
+    k.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.picie-demo').demo.map.keys.length == 5")
+    assert not page.locator("figcaption").inner_text().strip() # no longer true
+    k.press("ArrowLeft")
+    page.wait_for_function("document.querySelector('.picie-demo').demo.map.keys.length == 4")
+    done(page)
     page.locator(".pd-save").focus()
     alpha = np.array(page.evaluate(over))
     assert (alpha[clusters == row] == 0).all() and (alpha[clusters != row] > 150).all()

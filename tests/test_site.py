@@ -98,13 +98,19 @@ def test_signatures(site):
     "What `**kwargs` takes stands beside it, also where fastcore puts it behind what is returned"
     page = html.unescape(re.sub("<[^>]+>", "", (site/"learner.html").read_text()))
     assert re.search(r"def picie_learner\(\n    dls, # .*?    \*\*overrides, # any field of `PiCIEConfig` or `PublishedConfig`\n\)->PiCIELearner:\n", page, re.S)
-    assert "Segmenter.__call__" in (site/"segmenter.html").read_text()
-
+    assert ">Segmenter.<wbr>__call__<" in (site/"segmenter.html").read_text()
+    assert [f.name for f in site.rglob("*.html") if "Return repr(self)" in f.read_text()] == []
+    assert 'id="clustercallback.stream"' in (site/"callback.html").read_text() # behind a decorator
+    page = re.sub("<[^>]+>", "", (site/"metrics.html").read_text())
+    assert "@dataclass(eq=False, repr=False)\nclass Score:" in page and "def Score(" not in page # its fields instead
+    assert "distributed.html#shares" not in (site/"start.html").read_text() and "nbs/api.qmd" not in (site/"api.html").read_text()
 
 def test_extras(site):
     "For search engines, language models, social sites, and readers who are lost"
     index = (site/"index.html").read_text()
-    assert "og:image" in index and "card.jpeg" in index and (site/"images/card.jpeg").exists() and "favicon.svg" in index and (site/"images/favicon.svg").exists()
+    assert (site/"images/card.jpeg").exists() and "favicon.svg" in index and (site/"images/favicon.svg").exists()
+    cards = {m for f in site.rglob("*.html") for m in re.findall(r'<meta [^>]*"(?:og|twitter):image" content="([^"]*)"', f.read_text()) or [f.name]}
+    assert cards == {HERE+"images/card.jpeg"}
     assert "callback.llms.md" in (site/"llms.txt").read_text() and (site/"callback.llms.md").exists()
     assert "callback.html" in (site/"sitemap.xml").read_text() and (site/"404.html").exists()
     page = (site/"callback.html").read_text()
@@ -150,11 +156,11 @@ PALE = r"""() => { // texts whose contrast with what lies behind them is too low
     }
     return Object.keys(bad); }"""
 
-@pytest.mark.parametrize("width", (360, 768, 1440))
+@pytest.mark.parametrize("width", (360, 768, 1024, 1440))
 @browser[0]
 @browser[1]
 def test_in_a_browser(site, address, width):
-    "Every page: a title, no error, no failed request, all figures and equations there, texts that stand out, nothing wider than the window, at three widths, in light and dark"
+    "Every page: a title, no error, no failed request, all figures and equations there, texts that stand out, nothing wider than the window, room for the text, at four widths, in light and dark"
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -168,14 +174,20 @@ def test_in_a_browser(site, address, width):
         for f in sorted(site.rglob("*.html")):
             name, wrong[:] = f.relative_to(site).as_posix(), []
             page.goto(address+name, wait_until="networkidle" if name == "demo.html" else "load") # its script asks for pictures
-            seen = page.evaluate("""() => ({title: document.title, h1: document.querySelectorAll('h1').length, wide: document.documentElement.scrollWidth-innerWidth,
+            seen = page.evaluate("""() => ({title: document.title, h1: document.querySelectorAll('h1').length, wide: document.documentElement.scrollWidth-innerWidth, main: document.querySelector('main').clientWidth,
                 images: [...document.images].filter(i => !(i.complete && i.naturalWidth > 0) && i.loading != 'lazy').length,
                 maths: [...document.querySelectorAll('math')].filter(m => m.offsetParent !== null && m.getBoundingClientRect().height < 4).length,
                 back: getComputedStyle(document.body).backgroundColor})""")
             pale = page.evaluate(PALE)
             dark = sum(map(int, re.findall(r"\d+", seen["back"])[:3])) < 300
-            if wrong or pale or seen["images"] or seen["maths"] or seen["wide"] > 1 or seen["h1"] != 1 or "picie_nb" not in seen["title"] or dark != (width == 768):
+            if wrong or pale or seen["images"] or seen["maths"] or seen["wide"] > 1 or seen["main"] < min(560, width-40) or seen["h1"] != 1 or "picie_nb" not in seen["title"] or dark != (width == 768):
                 bad[name] = [seen, *wrong, *pale]
+        if width == 1024: # the demo's picture, beside its list
+            page.goto(address+"demo.html")
+            if (site/"demo").is_dir(): # built with npm
+                page.wait_for_selector(".pd-result", state="attached")
+                page.evaluate("document.querySelector('.pd-result').hidden = false")
+                assert page.locator(".pd-stage").bounding_box()["width"] >= 300
         if width == 1440: # and find something
             page.goto(address+"index.html")
             page.fill("#quarto-search input", "ClusterCallback")

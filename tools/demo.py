@@ -16,8 +16,8 @@ SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 FILES = {"dist/ort.wasm.bundle.min.mjs": "ort.mjs", "dist/ort-wasm-simd-threaded.wasm": "ort.wasm"}
 PHOTOS = {"sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
           "skimage": ("data", ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"))}
-EXAMPLES = {"china.jpg": "a temple above trees and water", "chelsea.png": "a cat", "coffee.png": "a cup of coffee on a table",
-            "astronaut.png": "an astronaut beside a flag and a model of a rocket", "flower.jpg": "a flower"}
+EXAMPLES = {"china.jpg": ("a temple above trees and water", 5), "chelsea.png": ("a cat", 5), "coffee.png": ("a cup of coffee on a table", 4),
+            "astronaut.png": ("an astronaut beside a flag and a model of a rocket", 7), "flower.jpg": ("a flower", 3)} # and a good number of clusters
 
 
 def photos()->dict:
@@ -77,12 +77,12 @@ def examples(folder:Path)->list:
     "A few photos as small JPEGs"
     from PIL import Image
     found, shown = photos(), []
-    for name, alt in [(n, alt) for n, alt in EXAMPLES.items() if n in found][:4]:
+    for name, alt, k in [(n, *o) for n, o in EXAMPLES.items() if n in found][:4]:
         im = Image.open(found[name]).convert("RGB")
         im.thumbnail((640, 640), Image.LANCZOS)
         name = Path(name).stem+".jpg"
         im.save(folder/name, quality=88)
-        shown.append(dict(file=name, alt=alt))
+        shown.append(dict(file=name, alt=alt, k=k))
     return shown
 
 def build(folder, onnx=None)->bool:

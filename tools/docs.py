@@ -27,6 +27,7 @@ def rename(proc:Path)->dict:
             if old != name: text = re.sub(rf"(?<=[(/\"]){re.escape(old)}(?=[)#\"])", name, text)
         nb = json.loads(text)
         add_links(nb, source[str(q.relative_to(proc))])
+        methods(nb)
         p.unlink()
         q.write_text(json.dumps(nb), encoding="utf-8")
     yml = proc/"_quarto.yml"
@@ -42,6 +43,14 @@ def add_links(nb, source):
     text = "".join(first["source"])
     if first["cell_type"] == "raw" and text.startswith("---\n"): first["source"] = "---\n"+yml+text[4:]
     else: nb["cells"].insert(0, {"cell_type": "raw", "metadata": {}, "source": f"---\n{yml}---\n"})
+
+def methods(nb):
+    "Headings of methods with a decorator get their class, which nbdev loses; sections of a `__repr__` without a word of its own go"
+    nb["cells"] = [c for c in nb["cells"] if "*Return repr(self).*" not in str(c.get("outputs"))]
+    for c in nb["cells"]:
+        if not (m := re.search(r"^show_doc\((\w+)\.(\w+)\)", "".join(c["source"]), re.M)): continue
+        for o in c.get("outputs", []):
+            if md := o.get("data", {}).get("text/markdown"): o["data"]["text/markdown"] = re.sub(rf"^### {m[2]}$", f"### {m[1]}.{m[2]}", "".join(md), flags=re.M)
 
 def mathml(tex:str, display:bool)->str:
     "An equation as MathML"
@@ -78,7 +87,7 @@ def signatures(page:str)->str:
     page = re.sub(r'(<(?:h3|a)\b[^>]*>\w+\.)<strong>(\w+)</strong>(?=</)', r"\1__\2__", page) # no words in bold
     def plain(o): return html.unescape(re.sub(r"<[^>]+>", "", o)).strip()
     whole = plain(page)
-    shown = set(re.findall(r"@dataclass\s+class (\w+)", whole)) # others keep their signature
+    shown = set(re.findall(r"@dataclass(?:\([^)]*\))?\s+class (\w+)", whole)) # others keep their signature
     told = {(f, name): what for f, body in re.findall(r"def (\w+)\([^\n]*\n((?:[^\n)][^\n]*\n)+)\s*\)", whole) for name, what in re.findall(r"\*(\w+),? # ([^\n]+)\n", body)}
     def block(m):
         name = re.fullmatch(r"def (\w+)\(.*\)(?:->.*)?:.*", plain(m[0].partition("<button")[0]), re.S)
@@ -107,11 +116,20 @@ def finish(docs:Path, source:dict):
         text = signatures(offline(f.read_text(encoding="utf-8")))
         up = "../"*len(f.relative_to(docs).parts[:-1])
         text = re.sub(rf'href="{re.escape(SITE)}([\w/]+\.html)(#[^"]*)?"', lambda m: f'href="{up}{m[1]}{m[2] or ""}"' if (docs/m[1]).exists() else m[0], text)
+        if "training" not in f.parts: text = re.sub(r'<a href="[^"]*training/distributed\.html#shares">(<code>shares\(\)</code>)</a>', r"\1", text) # that of a segmentation
         text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
+        text = re.sub(rf'content="{re.escape(SITE)}[\w/]*(images/card\.jpeg)"', rf'content="{SITE}\1"', text) # smalldocs looks beside the page
+        if f.name == "api.html": # made here, not in the repository
+            text = re.sub(r'<div class="action-links"><a href="[^"]*/nbs/api\.qmd"[^>]*>.*?</a></div>', "", text).replace('<main class="content"', '<main class="content api"')
         for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
-        f.write_text(text, encoding="utf-8")
+        f.write_text(breaks(text), encoding="utf-8")
     ids = {f: set(re.findall(r'\bid="([^"]+)"', f.read_text(encoding="utf-8"))) for f in docs.rglob("*.html")}
     for f in ids: f.write_text(anchors(f, ids), encoding="utf-8")
+
+def breaks(page:str)->str:
+    "Headings, and names in lists of them, that may break behind a dot or underscores, not within a word"
+    def one(m): return m[1]+re.sub(r"((?<=[^\W\d_])\.(?=\w)|(?<=[^\W_])_+(?=[^\W_]))(?![^<]*>)", r"\1<wbr>", m[2])
+    return re.sub(r"(<h[1-4]\b[^>]*>|<td><a [^>]*><code>)(.*?)(?=</h[1-4]>|</code>)", one, page, flags=re.S)
 
 def anchors(f:Path, ids:dict)->str:
     "A page whose links to names lead to headings that are there: that of the class, if a method has none; private names are no links"

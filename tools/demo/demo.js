@@ -22,7 +22,7 @@ const MARKUP = `
     <label class="pd-k">Clusters <input type="range" min="2" max="20" value="6"><output></output></label>
     <label>Strength of the colours<input class="pd-alpha" type="range" min="0" max="100" value="65"></label>
     <fieldset><legend>Shown</legend><ul></ul></fieldset>
-    <button type="button" class="pd-button pd-save">Download as PNG</button>
+    <button type="button" class="pd-button pd-save">Download clusters (PNG)</button>
   </div>
 </div>`
 
@@ -45,10 +45,11 @@ class Demo {
 
   begin({bytes, examples}) {
     this.bytes = bytes
-    for (const {file: name, alt} of examples) {
+    for (const {file: name, alt, k} of examples) {
       const button = Object.assign(document.createElement("button"), {type: "button"})
       button.append(Object.assign(new Image(), {src: file(name), alt}))
-      button.onclick = async () => this.open(await (await fetch(file(name))).blob(), name)
+      button.setAttribute("aria-pressed", false)
+      button.onclick = async () => this.open(await (await fetch(file(name))).blob(), name, button, k)
       this.$(".pd-examples").append(button)
     }
     this.say(`The photo stays on your machine. Before the first one, ${Math.round(bytes/1e6)} MB are loaded.`)
@@ -73,13 +74,15 @@ class Demo {
     over.onpointerleave = () => this.light(-1)
   }
 
-  // a photo, or somebody's own network
-  async open(blob, name) {
+  // a photo, perhaps of an example's button and with its number of clusters, or somebody's own network
+  async open(blob, name, button, k) {
     this.name = name.replace(/\.\w+$/, "")
     if (/\.onnx$/i.test(name)) return this.load({file: blob}, name)
     let bitmap
     try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}) }
     catch { return this.say(`${name} is not a picture that this browser can read.`) }
+    for (const o of this.root.querySelectorAll(".pd-examples button")) o.setAttribute("aria-pressed", o === button)
+    if (k) this.$(".pd-k input").value = k
     const {width, height} = bitmap, s = Math.min(1, SIDE/Math.max(width, height))
     const canvas = new OffscreenCanvas(Math.max(1, Math.round(width*s)), Math.max(1, Math.round(height*s)))
     const g = canvas.getContext("2d", {willReadFrequently: true})
@@ -150,11 +153,13 @@ class Demo {
     }
     const counts = new Array(colors.length).fill(0)
     for (const c of clusters) counts[c]++
-    this.map = {clusters, full, keys: colors, shares: counts.map(o => o/clusters.length)}
+    const order = [...counts.keys()].filter(c => counts[c]).sort((a, b) => counts[b]-counts[a]) // those that occur, largest first
+    this.map = {clusters, full, keys: colors, order, shares: counts.map(o => o/clusters.length)}
     this.lit = -1
+    this.$("figcaption").textContent = "\u00a0"
     this.$(".pd-result").hidden = false
     this.$(".pd-k output").value = this.$(".pd-k input").value
-    const n = counts.filter(o => o).length, time = `${(ms/1000).toFixed(1)} s`
+    const n = order.length, time = `${(ms/1000).toFixed(1)} s`
     this.$(".pd-photo").setAttribute("aria-label", `The photo with ${n} clusters painted over it`)
     this.say(`${n} clusters in ${time}${network ? `, of which the network took ${(network/1000).toFixed(1)} s` : ""}${this.job.photo ? this.size : ""}.`)
     this.list()
@@ -162,15 +167,15 @@ class Demo {
   }
 
   color(c) { return this.colors[this.map.keys[c]] }
-  label(c) { return this.own ? `cluster ${c}` : this.names[c] }
+  label(c) { return this.own ? `cluster ${this.map.order.indexOf(c)}` : this.names[c] } // its own by size
 
-  // a row for each cluster that occurs, largest first
+  // a row for each cluster that occurs
   list() {
-    const {shares, keys} = this.map, order = [...shares.keys()].filter(c => shares[c]).sort((a, b) => shares[b]-shares[a])
+    const {shares, keys, order} = this.map
     this.$("ul").replaceChildren(...order.map(c => {
       const row = document.createElement("li"), label = document.createElement("label"), box = document.createElement("input")
       Object.assign(box, {type: "checkbox", checked: !this.hidden.has(keys[c])})
-      box.onchange = () => { this.hidden[box.checked ? "delete" : "add"](keys[c]); this.paint() }
+      box.onchange = () => { this.hidden[box.checked ? "delete" : "add"](keys[c]); this.light(box.checked ? c : -1); this.paint() }
       box.onfocus = row.onpointerenter = () => this.light(c)
       box.onblur = row.onpointerleave = () => this.light(-1)
       const chip = Object.assign(document.createElement("span"), {className: "pd-chip"})
@@ -190,11 +195,11 @@ class Demo {
     this.paint()
   }
 
-  // RGBA of the clusters that are shown; alpha(cluster) from 0 to 1
-  image(alpha) {
+  // RGBA of the clusters that are shown, and of the one that is lit; alpha(cluster) from 0 to 1
+  image(alpha, lit = -1) {
     const {clusters, full: [H, W], keys} = this.map, res = new ImageData(W, H), out = new Uint32Array(res.data.buffer)
     const rgba = keys.map((key, c) => {
-      const [r, g, b] = this.color(c), a = this.hidden.has(key) ? 0 : Math.round(255*alpha(c))
+      const [r, g, b] = this.color(c), a = this.hidden.has(key) && c !== lit ? 0 : Math.round(255*alpha(c))
       return new Uint32Array(Uint8Array.of(r, g, b, a).buffer)[0]
     })
     for (let i = 0; i < out.length; i++) out[i] = rgba[clusters[i]]
@@ -204,7 +209,7 @@ class Demo {
   paint() {
     if (!this.map) return
     const alpha = this.$(".pd-alpha").value/100, lit = this.lit
-    const image = this.image(c => lit < 0 ? alpha : c === lit ? Math.max(.6, alpha) : .15*alpha)
+    const image = this.image(c => lit < 0 ? alpha : c === lit ? Math.max(.6, alpha) : .15*alpha, lit)
     this.$(".pd-over").getContext("2d").putImageData(image, 0, 0)
   }
 
