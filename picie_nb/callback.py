@@ -285,6 +285,9 @@ def _learned(self:ClusterCallback, z, k): # `KMeansResult`
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
 def before_train(self:ClusterCallback):
+    if not len(self.learn.dls.train):
+        raise ValueError("There are fewer training images than one batch has, and "
+                         "nothing would be learned: make `bs` smaller")
     self.mu_eval = self.fine = self.made = None # of the network before this epoch
     if self.labels != "start" or self.snapshot is None: self.cluster()
     self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
@@ -483,7 +486,7 @@ def effective_clusters(
 
 # %% ../nbs/09_callback.ipynb #6e56b373
 @patch
-def after_batch(self:ClusterCallback):
+def after_loss(self:ClusterCallback):
     if not self.training: return
     self.steps += 1
     if not torch.isfinite(self.learn.loss):
@@ -505,7 +508,8 @@ def after_train(self:ClusterCallback):
     if self.epoch+1 >= self.n_epoch: self.settle()
 
 @patch
-def before_epoch(self:ClusterCallback): self.health = {}
+def before_epoch(self:ClusterCallback):
+    self.health, self.sizes = {}, torch.zeros(self.ks[0])
 
 @patch
 def metrics(self:ClusterCallback):

@@ -64,7 +64,7 @@ def picie_config(
 class PiCIELearner(Learner):
     "A fastai `Learner` that trains by PiCIE; made by `picie_learner`"
     config:PiCIEConfig = None
-    first_epoch = 0 # more, if training goes on from a checkpoint
+    first_epoch, fits = 0, False # more, after a checkpoint; is a training going on?
     kept = () # names of parameters that never learn
     _dls = _home = None # the data, and what teacher and centroids were made from
     def fit(self,
@@ -84,7 +84,9 @@ class PiCIELearner(Learner):
         kwargs = dict(wd=wd, cbs=cbs, **kwargs)
         if self.config.schedule == "cosine" and not _scheduled(cbs):
             return self.fit_flat_cos(n_epoch, lr, pct_start=0., **kwargs)
-        super().fit(n_epoch, lr=lr, **kwargs)
+        self.fits = True # validation has the same events
+        try: super().fit(n_epoch, lr=lr, **kwargs)
+        finally: self.fits = False
 
 # %% ../nbs/11_learner.ipynb #4510287f
 def _keeping(cbs, checkpoint, resume, lr, wd):
@@ -135,8 +137,9 @@ def _do_fit(self:PiCIELearner):
             raise
 
 @patch
-def _do_epoch_validate(self:PiCIELearner, *args, **kwargs):
-    with _reuse(self.model): super(PiCIELearner, self)._do_epoch_validate(*args, **kwargs)
+def _do_epoch_validate(self:PiCIELearner, ds_idx=1, dl=None):
+    if dl is None and len(self.dls.loaders) <= ds_idx: return # there is nothing to validate
+    with _reuse(self.model): super(PiCIELearner, self)._do_epoch_validate(ds_idx, dl)
 
 @patch
 def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
@@ -172,7 +175,8 @@ def _forget(self:PiCIELearner):
 @patch
 def _renew(self:PiCIELearner):
     self.cluster.size, labels = getattr(self.dls, "size", None), getattr(self.dls, "labels", None)
-    if labels is not None and labels != self.classes:
+    scored = any(hasattr(m, "cm") for m in self.metrics)
+    if labels is not None and not (labels == self.classes and scored):
         self.classes, new = labels, hungarian_metrics(self.cluster.n_clusters, labels)
         if _has_masks(self.dls): self.metrics = _scored(self.metrics, new)
     self._forget()
@@ -207,8 +211,10 @@ class EpochRows(Callback):
     def after_epoch(self):
         rec = self.learn.recorder
         names, values = rec.metric_names[1:-1], rec.values
+        if rec.cancel_train: names = [n for n in names if n[:6] != "train_"] # as fastai does
         if self.trained and values:
-            self.rows.append(dict(zip(names, map(float, values[-1]))))
+            numbers = (float("nan") if v is None else float(v) for v in values[-1])
+            self.rows.append(dict(zip(names, numbers)))
         self.trained = False
 
 # %% ../nbs/11_learner.ipynb #a36fe163

@@ -156,7 +156,12 @@ def before_train(self:PublishedCallback):
 @patch
 def after_fit(self:PublishedCallback):
     ClusterCallback.after_fit(self)
-    if self.centroids == "epoch": self.mu_eval = None # in use, fresh ones
+    if self.centroids == "epoch" and self._of_epoch(): self.mu_eval = None # in use, fresh ones
+
+@patch
+def _of_epoch(self:PublishedCallback): # and not fresh ones, that are kept while weights are
+    mu = self.mu and self.mu[0]
+    return mu is self.mu_eval or torch.is_tensor(mu) and torch.equal(mu, self.mu_eval)
 
 @patch
 def before_batch(self:PublishedCallback):
@@ -220,7 +225,7 @@ def before_train(self:MDCCallback):
     for c in self._classifiers():
         c.reset()
         self.team.same(c.parameters())
-        for p in c.parameters(): self.learn.opt.state.pop(p, None) # Adam forgets
+        for p in c.parameters(): self.learn.opt.state[p] = {} # Adam forgets
 
 @patch
 def _classifiers(self:MDCCallback): return unwrap(self.learn.model).classifiers

@@ -431,3 +431,141 @@ def test_predictions_of_several_shapes(make, tmp_path):
     p, _, best = l.get_preds(with_decoded=True)
     assert sorted(tuple(o.shape) for o in p) == [(4, 8, 11)]*4+[(4, 11, 8)]*4
     for a, b in zip(p, best): assert torch.allclose(a.sum(0), torch.ones(())) and torch.equal(a.argmax(0), b)
+
+
+# ---- fastai's events around validation, cancelled parts, and what is not there
+
+def test_published_readout_is_made_once(make, tmp_path):
+    "A validation is no training: centroids are those of the weights, as often as they are used"
+    l = make(preset="official")
+    l.fit(1)
+    maps = [l.predict(l.dls.valid_ds.items[0])[0] for _ in range(3)]
+    assert all(torch.equal(m, maps[0]) for m in maps) and l.validate()[-2:] == l.validate()[-2:]
+    l.export("m.pkl")
+    again = load_learner(tmp_path/"m.pkl")
+    for _ in range(2): assert torch.equal(again.predict(l.dls.valid_ds.items[0])[0], maps[0])
+
+
+def test_health_beside_predictions(make):
+    l = make(cbs=ClusterHealth(n_images=2))
+    l.fit(1)
+    l.validate(); l.predict(l.dls.valid_ds.items[0])
+    assert len(l.cluster_health.rows) == 1
+
+
+@pytest.mark.parametrize("before", ["lr_find", "load"])
+def test_mdc_after(make, before):
+    "fastai makes another state of the optimiser"
+    l = make(preset="paper", mdc=True)
+    if before == "lr_find": l.lr_find(num_it=3, show_plot=False, suggest_funcs=())
+    else:
+        l.fit(1)
+        l.save("a"); l.load("a")
+    l.fit(1)
+    assert l.history()[-1]["within"] > 0
+
+
+def test_epoch_that_is_cut_short(make):
+    "Values stay under their names"
+    from fastai.callback.training import ShortEpochCallback
+    l = make()
+    l.fit(1, cbs=ShortEpochCallback(.5, short_valid=False))
+    row = l.history()[0]
+    assert {k: row[k] for k in ("within", "cross", "clusters")} == pytest.approx(l.cluster.health) and 0 <= row["miou"] <= 1 and "train_loss" not in row
+
+
+def block(folder, bs=4, splitter=None):
+    from fastai.data.transforms import get_image_files
+    return DataBlock((ImageBlock,), get_items=get_image_files, splitter=splitter, item_tfms=Resize(32)).dataloaders(folder, bs=bs)
+
+
+def test_nothing_to_validate(make, tmp_path):
+    "An empty validation set, and none at all"
+    from fastai.data.core import DataLoaders
+    images = photos(tmp_path/"photos", 8)
+    l = make(dls=block(images, splitter=lambda o: (list(range(len(o))), [])))
+    l.fit(2, checkpoint=tmp_path/"ck")
+    assert len(l.history()) == 2 and list((tmp_path/"ck").glob("epoch-0002-*"))
+    l = make(dls=DataLoaders(picie_dls(images, size=32, bs=4).train))
+    l.fit(2, checkpoint=tmp_path/"ck1")
+    assert [o["train_loss"] > 0 for o in l.history()] == [True]*2
+
+
+class Cancel(Callback):
+    "Leave out the first batch, or the first epoch's training"
+    def __init__(self, event, exception, order): self.event, self.exception, self.order = event, exception, order
+    def __call__(self, event):
+        if event == self.event and (event == "before_train" or self.training and self.iter == 0) and not self.epoch: raise self.exception
+        return super().__call__(event)
+
+
+@pytest.mark.parametrize("event, order", [("before_batch", 50), ("after_pred", 50), ("before_train", 1)])
+def test_cancelled(make, event, order):
+    from fastai.callback.core import CancelBatchException, CancelTrainException
+    l = make(16)
+    l.fit(2, cbs=Cancel(event, CancelTrainException() if event == "before_train" else CancelBatchException(), order))
+    full = len(l.dls.train)
+    skipped = full if event == "before_train" else 1
+    assert len(l.history()) == 2-(skipped == full) and l.cluster.steps == 2*full-skipped
+
+
+def test_no_whole_batch(make, tmp_path):
+    "A DataBlock drops the last batch: with few images nothing is left"
+    l = make(dls=block(photos(tmp_path/"photos", 8), bs=16))
+    with pytest.raises(ValueError, match="make `bs` smaller"): l.fit(1)
+
+
+def test_checkpoints_only_of_trainings(make, tmp_path):
+    "A callback that stays neither brings weights back nor writes when somebody validates"
+    l = make(cbs=CheckpointCallback(tmp_path/"ck", resume=True))
+    l.fit(1)
+    was = {f.name: f.stat().st_mtime_ns for f in (tmp_path/"ck").iterdir()}
+    with torch.no_grad(): l.model.fpn.laterals[0].weight.zero_()
+    l.validate()
+    assert not l.model.fpn.laterals[0].weight.any() and {f.name: f.stat().st_mtime_ns for f in (tmp_path/"ck").iterdir()} == was
+
+
+@pytest.mark.parametrize("change", ["oversample", "bf16"])
+def test_other_settings_do_not_go_on(make, tmp_path, change):
+    images = photos(tmp_path/"photos", 8)
+    dls = lambda **kw: picie_dls(images, size=32, bs=4, valid=.25, **kw)
+    make(dls=dls()).fit(1, checkpoint=tmp_path/"ck")
+    l = make(dls=dls(oversample=1.2) if change == "oversample" else dls())
+    if change == "bf16": l.to_bf16()
+    with pytest.raises(ValueError, match="belongs to a training with"): l.fit(1, checkpoint=tmp_path/"ck", resume=True)
+
+
+def test_masks_that_come_later(make, folder):
+    "Other data, of the same labels: their columns appear"
+    scenes = ToyScenes(12, size=32, seed=0)
+    bare = folder
+    bare.labels = scenes.labels
+    l = make(dls=bare)
+    assert not any(hasattr(m, "cm") for m in l.metrics)
+    l.dls = scenes.dls(**SMALL)
+    assert {"accuracy", "miou"} <= {m.name for m in l.metrics}
+
+
+def test_ignored_whatever_the_batch():
+    "Photos with black frames, and no padding: as much is void in one batch as one by one"
+    x, y = torch.rand(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long)
+    x[:, :, 12:], y[:, 12:] = 0, 255
+    p = torch.zeros_like(y)
+    one, many = ConfusionMatrix(2, 2), ConfusionMatrix(2, 2).update(p, y, x)
+    for i in range(4): one.update(p[i:i+1], y[i:i+1], x[i:i+1])
+    assert one.ignored == many.ignored == 4*4*16
+
+
+def test_better_of_itself():
+    "Resamples in which nothing counts are neither better nor worse"
+    t = np.random.default_rng(0).integers(0, 4, (3, 10, 10))
+    t[:2] = 255
+    e = evaluate(np.random.default_rng(1).integers(0, 4, (3, 10, 10)), t, n_classes=4)
+    assert compare(e, e).better("acc") == .5
+
+
+def test_segmenter_of_no_numbers(make, tmp_path):
+    l = make()
+    s = l.segmenter()
+    s.net.fpn.laterals[0].weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"): Segmenter.load(s.save(tmp_path/"m.safetensors"))

@@ -531,6 +531,7 @@ def _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop
                       _valid_dl(sorted(val, key=_shape), size, bs, mask_of, labels, valid_crop, **kw),
                       device=kw['device'])
     dls.labels, dls.size, dls.crop, dls.geometry = labels, size, crop, _geometry(size, valid_crop)
+    dls.oversample = oversample
     return dls
 
 # %% ../../nbs/data/folders.ipynb #ce5ed621

@@ -93,7 +93,7 @@ def _filled(x, true, ignore): # void pixels of each mask where its image is blac
     there, to = (x!=0).any(1), partial(torch.arange, device=x.device)
     ends = [(o.any(-1)*to(1, o.shape[1]+1)).amax(1, keepdim=True)
             for o in (there, there.mT)]
-    past = [to(n) >= (e*n/m).round()
+    past = [to(n) >= (torch.where(e.amax()==m, e, m)*n/m).round() # one image is not filled
             for e, n, m in zip(ends, true.shape[1:], x.shape[2:])]
     return ((past[0][:, :, None] | past[1][:, None]) & (true==ignore)).sum((1, 2))
 

@@ -468,6 +468,7 @@ class Comparison(Intervals):
     )->float: # in [0,1]; ties count half
         "Share of the resamples in which A is better than B"
         d = self.draws[:, ("acc", "miou").index(key)]
+        d = d[~d.isnan()] # of resamples in which something counts
         return ((d>0).double()+(d==0).double()/2).mean().item()
 
     def to_dict(self)->dict:

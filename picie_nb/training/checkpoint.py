@@ -105,7 +105,8 @@ def _get_state(learn):
     found = {} if cb.rough else {"mu_eval": cb.mu_eval, "fine": cb.fine}
     arrays.update({k: _own(o) for k, o in found.items() if o is not None})
     js["read_at"], js["steps"] = cb.read_at, cb.steps
-    js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(float, o)) for o in rec.values],
+    number = lambda o: float("nan") if o is None else float(o)
+    js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(number, o)) for o in rec.values],
                           iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
     arrays["losses"] = torch.tensor([float(o) for o in rec.losses], dtype=torch.float64)
     arrays["smooth_loss"] = _own(torch.as_tensor(rec.smooth_loss.val))
@@ -170,6 +171,8 @@ def _about(learn, **more)->dict:
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0,
                  size=getattr(dls, "size", None), crop=getattr(dls, "crop", None), backbone=net.backbone.name,
                  learning=sum(p.numel() for p in net.parameters() if p.requires_grad),
+                 mixed=hasattr(learn, "mixed_precision") or None,
+                 oversample=None if (side := getattr(dls, "oversample", 1.4)) == 1.4 else side,
                  **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
 
@@ -227,10 +230,10 @@ class CheckpointCallback(Callback):
 # %% ../../nbs/training/checkpoint.ipynb #a5e5e172
 @patch
 def before_fit(self:CheckpointCallback):
-    self.run = not hasattr(self.learn, "lr_finder") # that is no training
-    if not self.run: return
     if not hasattr(self.learn, "first_epoch"):
         raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
+    self.run = self.learn.fits and not hasattr(self.learn, "lr_finder") # else this is no training
+    if not self.run: return
     self.team = self.learn.cluster.team
     if not (found := self.team.first(self.open)): return
     _set_state(self.learn, found[1], found[0]["state"])

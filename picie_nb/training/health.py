@@ -46,9 +46,8 @@ class ClusterHealth(Callback):
     def after_fit(self): self._drop()
     def before_epoch(self): self.now = {}
     def after_epoch(self):
-        if not self.now: return
-        n = self.learn.cluster.health["clusters"]
-        self.rows.append({"clusters": n, **self.now})
+        n = self.learn.cluster.health.get("clusters")
+        if self.now and n is not None: self.rows.append({"clusters": n, **self.now})
 
 # %% ../../nbs/training/health.ipynb #4c28a817
 @patch
