@@ -211,7 +211,8 @@ class EpochRows(Callback):
     def after_epoch(self):
         rec = self.learn.recorder
         names, values = rec.metric_names[1:-1], rec.values
-        if rec.cancel_train: names = [n for n in names if n[:6] != "train_"] # as fastai does
+        if rec.cancel_train: # fastai leaves out their values
+            names = [n for n in names if n[:6] != "train_"]
         if self.trained and values:
             numbers = (float("nan") if v is None else float(v) for v in values[-1])
             self.rows.append(dict(zip(names, numbers)))

@@ -156,7 +156,8 @@ def before_train(self:PublishedCallback):
 @patch
 def after_fit(self:PublishedCallback):
     ClusterCallback.after_fit(self)
-    if self.centroids == "epoch" and self._of_epoch(): self.mu_eval = None # in use, fresh ones
+    if self.centroids == "epoch" and self._of_epoch():
+        self.mu_eval = None # in use, fresh ones
 
 @patch
 def _of_epoch(self:PublishedCallback): # and not fresh ones, that are kept while weights are

@@ -443,8 +443,10 @@ def load(cls:Segmenter,
     "Read a segmenter; runs no code of the file, fetches at most a backbone left out"
     path = Path(path)
     h, arrays = _read(path)
-    if bad := [k for k, v in arrays.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise ValueError(f"{path} holds numbers that are not finite, in {bad[0]}: train again")
+    floats = {k: v for k, v in arrays.items() if v.is_floating_point()}
+    if bad := [k for k, v in floats.items() if not v.isfinite().all()]:
+        raise ValueError(f"{path} holds numbers that are not finite, in {bad[0]}: "
+                         "train again")
     mu, groups = _centroids(path, h, arrays)
     more = _finer(path, h, arrays)
     net = _filled(path, h, {k.removeprefix("net."): v for k, v in arrays.items()})
