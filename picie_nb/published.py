@@ -160,7 +160,7 @@ def after_fit(self:PublishedCallback):
         self.mu_eval = None # in use, fresh ones
 
 @patch
-def _of_epoch(self:PublishedCallback): # and not fresh ones, that are kept while weights are
+def _of_epoch(self:PublishedCallback): # else they are fresh ones, of these weights
     mu = self.mu and self.mu[0]
     return mu is self.mu_eval or torch.is_tensor(mu) and torch.equal(mu, self.mu_eval)
 
