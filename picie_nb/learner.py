@@ -324,7 +324,7 @@ def plot_history(self:PiCIELearner,
         for n, m in zip(names, ("o-", "s--")): # dashed: both may be the same
             ax.plot(range(1, len(h)+1), [o[n] for o in h], m, label=n,
                     color=colours.get(n, ".3"))
-        if names == ["clusters"]: ax.set_ylim(0)
+        if "clusters" in names: ax.scatter(1, 0, alpha=0) # the axis begins at 0
         ax.set(xlabel="epoch", xticks=range(1, len(h)+1) if len(h) < 11 else None)
         ax.legend(frameon=False)
     fig.tight_layout()
