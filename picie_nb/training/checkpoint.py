@@ -171,7 +171,7 @@ def _about(learn, **more)->dict:
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0,
                  size=getattr(dls, "size", None), crop=getattr(dls, "crop", None), backbone=net.backbone.name,
                  learning=sum(p.numel() for p in net.parameters() if p.requires_grad),
-                 mixed=hasattr(learn, "mixed_precision") or None,
+                 mixed=any(o.name == "mixed_precision" for o in learn.cbs) or None,
                  oversample=None if (side := getattr(dls, "oversample", 1.4)) == 1.4 else side,
                  **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
