@@ -463,6 +463,7 @@ def _maps(out)->dict: # {name below `out`: file}
 
 def _begin(seg, model, out, mine):
     "Write the legend, before any map; refuse a folder where maps of another model would stay"
+    from picie_nb.data.folders import _is_drawn
     new, old = _legend(seg, model), _own_json(out/"legend.json", list)
     _own_json(out/"manifest.json", dict)
     made_by = new[0]["model"]
@@ -473,7 +474,8 @@ def _begin(seg, model, out, mine):
         raise ValueError(f"--out {out} holds maps that another model has made, such as {stay[0]}, which "
                          "would be read by the names of this one: give another folder")
     for f in maps.values(): # what cannot be made anew shall not stay
-        for o in (f, f.with_suffix(".overlay.jpg")): o.unlink(missing_ok=True)
+        for o in (f, f.with_suffix(".overlay.jpg")):
+            if _is_drawn(o): o.unlink()
     _write_json(out/"legend.json", new)
 
 def _own_json(path, kind):

@@ -40,8 +40,9 @@ def test_photo_that_cannot_be_read_again(world, photos, tmp_path):
     out = tmp_path/"out"
     assert segment(world/"a.safetensors", photos, out=str(out)) == 0 and (out/"1.png").exists()
     (photos/"1.png").write_bytes((photos/"1.png").read_bytes()[:60])
+    (out/"1.overlay.jpg").write_text("mine")
     assert segment(world/"b.safetensors", photos, out=str(out)) == 1
-    assert sorted(f.name for f in out.glob("*.png")) == ["0.png", "2.png"]
+    assert sorted(f.name for f in out.glob("*.png")) == ["0.png", "2.png"] and (out/"1.overlay.jpg").exists()
 
 
 def test_stopped_before_the_end(world, photos, tmp_path, monkeypatch):
