@@ -461,6 +461,7 @@ def _maps(out)->dict: # {name below `out`: file}
     pngs = (f for f in sorted(out.rglob("*.png")) if _is_drawn(f))
     return {f.relative_to(out): f for f in pngs if _open(f, lambda im: im.mode) == "P"}
 
+# %% ../nbs/cli.ipynb #6064fce3
 def _begin(seg, model, out, mine):
     "Write the legend, before any map; refuse a folder where maps of another model would stay"
     from picie_nb.data.folders import _is_drawn
@@ -495,6 +496,7 @@ def _overlay(s, path):
     over.save(data := io.BytesIO(), format="JPEG", quality=92, **_drawing())
     with _replacing(path) as tmp: tmp.write_bytes(data.getvalue())
 
+# %% ../nbs/cli.ipynb #1e1437c3
 def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
     if not part: _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
