@@ -357,6 +357,7 @@ def _field(row, what): # of a dict with anybody's keys
     if not isinstance(res, (list, tuple)): return res
     return [json.loads(v) if isinstance(v, str) else v for v in res]
 
+# %% ../../nbs/data/labels.ipynb #a037f5cd
 def _known(rows): # whole numbers that nobody knows may be the values
     if any(_field(r, 'value') is not None for r in rows): return rows
     for k in rows[0] if rows else ():

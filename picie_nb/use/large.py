@@ -183,6 +183,7 @@ def _like(raster, path, segmenter, side):
             yield dst
         _check_written(path)
 
+# %% ../../nbs/use/large.ipynb #b439a38d
 def _check_written(path): # GDAL says nothing when the disk is full
     import rasterio
     try:
