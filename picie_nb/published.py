@@ -161,8 +161,8 @@ def after_fit(self:PublishedCallback):
 
 @patch
 def _of_epoch(self:PublishedCallback): # else they are fresh ones, of these weights
-    mu = self.mu and self.mu[0]
-    return mu is self.mu_eval or torch.is_tensor(mu) and torch.equal(mu, self.mu_eval)
+    both = self.mu[0] if self.mu else None, self.mu_eval
+    return all(map(torch.is_tensor, both)) and torch.equal(*both)
 
 @patch
 def before_batch(self:PublishedCallback):

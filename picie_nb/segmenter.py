@@ -346,7 +346,7 @@ def named(self:Segmenter,
 
 @patch
 def merged(self:Segmenter,
-    classes:dict, # {name: clusters}, by number or present name; others stay as they are
+    classes:dict, # {name: clusters}, by number or present name; one so called joins
 )->Segmenter:
     "A segmenter with several clusters as one class"
     names, owner = list(self.labels.names), self._owners(classes)
@@ -377,8 +377,9 @@ def _told(self:Segmenter, new:Segmenter)->list:
     old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
     def void(h): # "not road", where soil was found, says nothing when both are ground
+        if h.yes: return False
         at = int(scores(h.z[None], self.centroids.cpu(), self.readout).argmax())
-        return not h.yes and old[at] != h.name and now[at] == names.get(h.name)
+        return old[at] != h.name and now[at] == names.get(h.name)
     return [replace(h, name=names.get(h.name, h.name)) for h in self.hints if not void(h)]
 
 @patch

@@ -569,3 +569,14 @@ def test_segmenter_of_no_numbers(make, tmp_path):
     s = l.segmenter()
     s.net.fpn.laterals[0].weight.data[0] = float("nan")
     with pytest.raises(ValueError, match="not finite"): Segmenter.load(s.save(tmp_path/"m.safetensors"))
+
+
+def test_published_validation_after_a_training_that_ended_early(make):
+    "A readout of few images, which is dropped, is no reason to stop"
+    from fastai.callback.core import CancelFitException
+    class End(Callback):
+        def after_epoch(self): raise CancelFitException
+    l = make(preset="official")
+    l.fit(3, cbs=End())
+    for _ in range(2): assert 0 <= l.validate()[-1] <= 1
+    assert l.predict(l.dls.valid_ds.items[0])[0].shape
