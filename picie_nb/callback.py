@@ -540,6 +540,9 @@ def settle(self:ClusterCallback):
 def before_fit(self:ClusterCallback):
     if not isinstance(self.learn.loss_func, ClusterLoss):
         raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
+    if getattr(getattr(self.learn, "recorder", None), "train_metrics", False):
+        raise ValueError("Training has no masks to score against: "
+                         "use learn.recorder.train_metrics = False")
     self.check()
     if self.average < 1 and not self._trust() and not self.team.rank:
         warnings.warn("eight images or less are too few to learn from: in the end the "

@@ -132,7 +132,7 @@ def _do_fit(self:PiCIELearner):
             for epoch in range(self.first_epoch, self.n_epoch): # fastai's begins at 0
                 self.epoch = epoch
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
-        except KeyboardInterrupt: # stopped by hand, and kept as far as it has come
+        except BaseException: # stopped by hand or an error: what there is shall be usable
             self.cluster.settle()
             raise
 
@@ -392,6 +392,8 @@ def show_results(self:PiCIELearner,
     "Image, truth where there is one, and clusters, one column for each image"
     import matplotlib.pyplot as plt
     rows, p = self._pictures(ds_idx, max_n)
+    if not p: raise ValueError("There are no images to show: give the learner some, "
+                               "as learn.dls")
     found = sorted({c for o in p for c in o.unique().tolist()})
     ratios = [o.shape[1]/o.shape[0] for o in p] # all are as high as each other
     legend = 0 if "truth" in rows else -(-len(found)//6)

@@ -383,19 +383,20 @@ def test_a_finished_training_is_averaged_once(pretrained, tmp_path):
     assert all(torch.equal(v, want[k]) for k, v in l.model.state_dict().items())
 
 
-def test_what_is_stopped_by_hand_is_averaged(pretrained, tmp_path):
-    "... so that of eight photos nothing is kept then either, and of more a part"
+@pytest.mark.parametrize("stop", (KeyboardInterrupt, OSError))
+def test_what_is_stopped_is_averaged(pretrained, tmp_path, stop):
+    "... by hand or by an error, so that of eight photos nothing is kept then either, and of more a part"
     class Stop(Callback):
         order = 90
         def after_batch(self):
-            if self.training and self.epoch: raise KeyboardInterrupt
+            if self.training and self.epoch: raise stop("enough")
     class Raw(Callback):
         order = 80
         def after_batch(self): self.weights = [p.detach().clone() for p in self.learn.model.parameters()]
     for n, train, part in ((10, 8, 0.), (16, 13, .5/24*5/24)):
         l, raw = pretrained(picie_dls(photos(tmp_path/f"photos{n}", n), size=32, bs=16, valid=.2, oversample=1)), Raw()
         start = [p.detach().clone() for p in l.model.parameters()]
-        with pytest.raises(KeyboardInterrupt): l.fit(3, lr=.1, cbs=[raw, Stop()])
+        with pytest.raises(stop): l.fit(3, lr=.1, cbs=[raw, Stop()])
         steps = l.cluster.steps
         assert steps == 2 and len(l.dls.train_ds) == train
         for p, a, b in zip(l.model.parameters(), start, raw.weights): assert torch.allclose(p, a+part*steps*(b-a), atol=1e-6)
@@ -580,3 +581,19 @@ def test_published_validation_after_a_training_that_ended_early(make):
     l.fit(3, cbs=End())
     for _ in range(2): assert 0 <= l.validate()[-1] <= 1
     assert l.predict(l.dls.valid_ds.items[0])[0].shape
+
+
+# ---- what cannot work is said in a sentence
+
+def test_requests_that_cannot_be_met_are_explained(make, tmp_path):
+    l = make()
+    l.recorder.train_metrics = True
+    with pytest.raises(ValueError, match="no masks to score against"): l.fit(1)
+    l.recorder.train_metrics = False
+    l.fit(1)
+    l.export("a.pkl")
+    with pytest.raises(ValueError, match="no images to show"): load_learner(tmp_path/"a.pkl").show_results()
+    ev = evaluate([np.eye(4, dtype=int)], [np.eye(4, dtype=int)], n_clusters=2, n_classes=2)
+    for given in ([0., 1.], [False, True]):
+        with pytest.raises(ValueError, match="2 classes 0..1"): ev.score(given)
+    assert ev.score([0, 1]).acc == 1

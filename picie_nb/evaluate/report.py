@@ -147,7 +147,8 @@ MATCHINGS = dict(hungarian=hungarian, many_to_one=many_to_one, none=_as_classes)
 def _given(classes, K, C):
     "Check the classes that somebody gives to clusters"
     classes = torch.as_tensor(classes)
-    if classes.shape!=(K,) or classes.min()<-1 or classes.max()>=C:
+    whole = not classes.is_floating_point() and classes.dtype!=torch.bool
+    if classes.shape!=(K,) or not whole or classes.min()<-1 or classes.max()>=C:
         raise ValueError(f"matching must be one of {', '.join(MATCHINGS)}, per_image, "
                          f"or {K} classes 0..{C-1}, -1 for none")
     return classes
