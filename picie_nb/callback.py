@@ -20,6 +20,7 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
+from .fpn import _evaluating
 from .clustering import KMeansResult, kmeans, scores, assign, sample_pixels
 from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
 from .losses import PiCIELoss, balance_weights, aux_weights
@@ -60,7 +61,7 @@ class ClusterCallback(Callback):
         store_attr()
         self.photometric = photometric or Photometric()
         self.geometric = geometric or Geometric()
-        self.health, self.read_at = {}, None
+        self.health, self.read_at, self.busy = {}, None, False # in a training?
         self.forget()
         self.ks = [train_clusters or n_clusters,
                    aux_clusters][:2 if aux_clusters else 1]
@@ -91,6 +92,7 @@ def forget(self:ClusterCallback):
     self.made = None # by these weights, see `_weights`
     self.rough = False # a readout of few images, for the progress table
     self.moved, self.steps = False, 0 # since the weights were averaged, the teacher made
+    self.xs = self.teach_xs = self.g = None # the batch in work
 
 # %% ../nbs/09_callback.ipynb #3449730b
 @patch
@@ -289,7 +291,9 @@ def before_train(self:ClusterCallback):
         raise ValueError("There are fewer training images than one batch has, and "
                          "nothing would be learned: make `bs` smaller")
     self.mu_eval = self.fine = self.made = None # of the network before this epoch
+    self.busy = True
     if self.labels != "start" or self.snapshot is None: self.cluster()
+    if self.epoch == 0: self._warn_of_few()
     self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
     if self.batchnorm == "train": return
     for m in self.learn.model.modules():
@@ -297,9 +301,16 @@ def before_train(self:ClusterCallback):
 
 # %% ../nbs/09_callback.ipynb #5dc21373
 @patch
+def _from_train(self:ClusterCallback): # training images, looked at as they are
+    own = getattr(self.learn.dls, "train_ds", None)
+    return self.size and own is not None and self.learn.dl.dataset is own
+
+@patch
 def before_batch(self:ClusterCallback):
     x = _check_images(self.learn.xb[0])
-    if not self.training: return
+    if not self.training:
+        if self._from_train(): self.learn.xb = (self.plain(x), *self.learn.xb[1:])
+        return
     drawn = self.draw(x)
     *self.xs, self.g = self.views(x, drawn)
     self.learn.xb = tuple(self.xs)
@@ -389,11 +400,9 @@ def fresh(self:ClusterCallback,
     most:int=None, # images, default what `n_images` says
 )->list: # centroids of each run, (K,D), or (K,D+1) if merged, see `with_prior`
     "Centroids of plain training images, by the network in evaluation mode"
-    model, self.leaves = unwrap(self.learn.model), []
-    mode = model.training
-    res = self._fresh(model.eval(), n, most)
-    model.train(mode)
-    return res
+    self.leaves = []
+    with _evaluating(unwrap(self.learn.model)) as model:
+        return self._fresh(model, n, most)
 
 @patch
 def _fresh(self:ClusterCallback, model, n, most=None):
@@ -421,13 +430,16 @@ def _merged(self:ClusterCallback, z): # small clusters, and what they merge to
 @patch
 def check(self:ClusterCallback):
     "Forget what other weights made, however they came into the network"
-    if self.made not in (None, self._weights()): self.forget()
+    if self.made in (None, self._weights()): return
+    if self.busy: self.mu_eval = self.fine = self.made = None # a readout in mid-epoch
+    else: self.forget()
 
 @patch
 def _weights(self:ClusterCallback):
     "A whole number for each parameter, the same on all devices"
+    model = unwrap(self.learn.model)
     ints = (p.detach().view(getattr(torch, f"int{8*p.element_size()}"))
-            for p in unwrap(self.learn.model).parameters())
+            for p in (*model.parameters(), *model.buffers()) if p.is_floating_point())
     return torch.stack([o.sum() for o in ints]).tolist()
 
 @patch
@@ -456,10 +468,8 @@ def fit_readout(self:ClusterCallback,
     "Fresh centroids for use; of several runs the most typical one (`typical`)"
     mus, i = self.fresh(n_draws or self.n_draws, most), 0
     if len(mus) > 1: # one batch of pixels is enough to compare them
-        model = unwrap(self.learn.model)
-        mode = model.training
-        _, (z,) = next(self.stream(model.eval(), augment=False))
-        model.train(mode)
+        with _evaluating(unwrap(self.learn.model)) as model:
+            _, (z,) = next(self.stream(model, augment=False))
         i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
     self.mu_eval = mus[i].contiguous()
     self.fine = self.leaves[i] if len(self.leaves) == len(mus) else None
@@ -471,9 +481,8 @@ def fit_readout(self:ClusterCallback,
 @patch
 def before_validate(self:ClusterCallback):
     self.check()
-    last = getattr(self.learn, "epoch", 0)+1 >= getattr(self.learn, "n_epoch", 1)
     if self.mu_eval is None:
-        if last: self.fit_readout()
+        if not self.busy or self.epoch+1 >= self.n_epoch: self.fit_readout()
         else: self.fit_readout(1, most=128) # enough for a row of the table
 
 # %% ../nbs/09_callback.ipynb #d2a5ee59
@@ -537,21 +546,26 @@ def settle(self:ClusterCallback):
         if new.is_floating_point(): new.lerp_(old, 1-share)
 
 @patch
+def _warn_of_few(self:ClusterCallback):
+    if self.average == 1 or self._trust() or self.team.rank: return
+    warnings.warn("eight images or less are too few to learn from: in the end the "
+                  "network will be as it was. Train on more, or keep what these "
+                  "teach with average=1")
+
+@patch
 def before_fit(self:ClusterCallback):
     if not isinstance(self.learn.loss_func, ClusterLoss):
         raise ValueError("ClusterCallback works with loss_func=ClusterLoss(...)")
     if getattr(getattr(self.learn, "recorder", None), "train_metrics", False):
         raise ValueError("Training has no masks to score against: "
                          "use learn.recorder.train_metrics = False")
+    self.busy = False # validation has the same event
     self.check()
-    if self.average < 1 and not self._trust() and not self.team.rank:
-        warnings.warn("eight images or less are too few to learn from: in the end the "
-                      "network will be as it was. Train on more, or keep what these "
-                      "teach with average=1")
 
 @patch
 def after_fit(self:ClusterCallback):
     self.settle() # if training was stopped early
+    self.busy, self.xs, self.teach_xs, self.g = False, None, None, None
     if self.rough: self.mu_eval = self.fine = None
     self.made = self._weights() # a teacher of these weights' past, until others come
 
@@ -563,7 +577,7 @@ class PiCIEConfig:
     n_clusters:int = 27     # K
     overcluster:float = None # labels learned, as a multiple of K; 5, if K is 2: 1
     labels:str = "start"    # of the network at the "start", the epoch's, or "current"
-    n_images:int = 2000     # images sampled for K-means; None: all
+    n_images:int = 2000     # images sampled for K-means, 256 or more in use; None: all
     n_pixels:int = 400      # pixels sampled from each of them; None: all
     dim:int = 128           # D, width of the dense features
     freeze:int = 8          # layers up to this stride never learn (ViT: all); 0: none

@@ -58,6 +58,11 @@ def forward(self:FPN,
     return upsample_by(z, s/4, ((size[0]+3)//4, (size[1]+3)//4))
 
 # %% ../nbs/05_fpn.ipynb #ea813434
+def _whole_cells(x): # so that the map covers the image and no more
+    size = [-(-n//4)*4 for n in x.shape[-2:]]
+    if [*x.shape[-2:]]==size: return x
+    return F.interpolate(x.float(), size, mode='bilinear', align_corners=False)
+
 class PiCIENet(nn.Module):
     "Images to dense features: a backbone, then an `FPN`"
     def __init__(self,
@@ -69,7 +74,9 @@ class PiCIENet(nn.Module):
         self.fpn = FPN(backbone.channels, dim, backbone.strides)
         self.to(memory_format=torch.channels_last)
 
-    def _one(self, x): return self.fpn(self.backbone(x), x.shape[-2:])
+    def _one(self, x):
+        x = x if self.backbone.fixed else _whole_cells(x)
+        return self.fpn(self.backbone(x), x.shape[-2:])
 
     def _together(self, xs):
         "Do all batches have one shape, and does no BatchNorm look at the batch?"

@@ -15,7 +15,7 @@ from itertools import islice
 from numbers import Real
 from torch import Tensor
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.learner import Learner
+from fastai.learner import Learner, SkipToEpoch
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import params, rank_distrib
@@ -33,7 +33,7 @@ from .evaluate.report import Scores, score_draws
 from .training.distributed import TeamTrainer, unwrap
 from .training.checkpoint import CheckpointCallback
 from .training.health import ForeachAdam, reuse_memory
-from .callback import PiCIEConfig, _plain, _whole
+from .callback import PiCIEConfig, _check_images, _plain, _whole
 from .published import PUBLISHED, PublishedConfig
 from .segmenter import Segmenter
 from .use.tree import ClusterTree, stability
@@ -81,6 +81,7 @@ class PiCIELearner(Learner):
         if isinstance(lr, Real): lr = [float(lr)*self.config.backbone_lr, float(lr)]
         if n_epoch < 1:
             raise ValueError(f"n_epoch={n_epoch}: at least one epoch is needed")
+        if start := kwargs.pop("start_epoch", 0): cbs = L(cbs)+SkipToEpoch(start)
         kwargs = dict(wd=wd, cbs=cbs, **kwargs)
         if self.config.schedule == "cosine" and not _scheduled(cbs):
             return self.fit_flat_cos(n_epoch, lr, pct_start=0., **kwargs)
@@ -95,7 +96,8 @@ def _keeping(cbs, checkpoint, resume, lr, wd):
     if resume: raise ValueError("resume=True needs checkpoint=, the folder to go on from")
     return cbs
 
-def _scheduled(cbs): return any(isinstance(c, ParamScheduler) for c in L(cbs))
+def _scheduled(cbs):
+    return any(isinstance(c, ParamScheduler) and "lr" in c.scheds for c in L(cbs))
 
 @patch
 def fit_one_cycle(self:PiCIELearner, n_epoch, lr_max=None, *args, **kwargs):
@@ -133,7 +135,7 @@ def _do_fit(self:PiCIELearner):
                 self.epoch = epoch
                 self._with_events(self._do_epoch, "epoch", CancelEpochException)
         except BaseException: # stopped by hand or an error: what there is shall be usable
-            self.cluster.settle()
+            self.cluster.after_fit()
             raise
 
 @patch
@@ -207,6 +209,7 @@ class EpochRows(Callback):
     "Keep the progress table of every training epoch"
     order = 60 # after the Recorder
     def __init__(self): self.rows, self.trained = [], False
+    def before_fit(self): self.trained = False # validation has the same events
     def before_train(self): self.trained = not hasattr(self.learn, "lr_finder")
     def after_epoch(self):
         rec = self.learn.recorder
@@ -215,7 +218,8 @@ class EpochRows(Callback):
             names = [n for n in names if n[:6] != "train_"]
         if self.trained and values:
             numbers = (float("nan") if v is None else float(v) for v in values[-1])
-            self.rows.append(dict(zip(names, numbers)))
+            health = self.learn.cluster.health # fastai drops it without validation
+            self.rows.append({**dict(zip(names, numbers)), **health})
         self.trained = False
 
 # %% ../nbs/11_learner.ipynb #a36fe163
@@ -322,7 +326,7 @@ def plot_history(self:PiCIELearner,
     colours = dict(within="C2", cross="C3", accuracy="C4", miou="C5")
     for ax, names in zip(axs[0], panels):
         for n, m in zip(names, ("o-", "s--")): # dashed: both may be the same
-            ax.plot(range(1, len(h)+1), [o[n] for o in h], m, label=n,
+            ax.plot(range(1, len(h)+1), [o.get(n, np.nan) for o in h], m, label=n,
                     color=colours.get(n, ".3"))
         if "clusters" in names: ax.scatter(1, 0, alpha=0) # the axis begins at 0
         ax.set(xlabel="epoch", xticks=range(1, len(h)+1) if len(h) < 11 else None)
@@ -330,6 +334,12 @@ def plot_history(self:PiCIELearner,
     fig.tight_layout()
 
 # %% ../nbs/11_learner.ipynb #d5aefca7
+@patch
+def _checked(self:PiCIELearner, b): # a batch, on its device
+    b = self._set_device(b)
+    _check_images(b[0] if isinstance(b, (tuple, list)) else b)
+    return b
+
 @patch
 def score(self:PiCIELearner,
     n_draws:int=5, # independent K-means runs on the same features
@@ -349,7 +359,7 @@ def score(self:PiCIELearner,
     own = self.dls if dl is None or any(dl is o for o in self.dls.loaders) else None
     protocol = {"geometry": getattr(own, "geometry", "batches as they come"),
                 "centroids": "fresh K-means on training images", **protocol}
-    batches = map(self._set_device, self.dls.valid if dl is None else dl)
+    batches = map(self._checked, self.dls.valid if dl is None else dl)
     with _reuse(self.model):
         draws = draws or self.cluster.fresh(n_draws)
         return score_draws(unwrap(self.model), draws, batches, self.classes,

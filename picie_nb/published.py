@@ -86,13 +86,12 @@ def cluster(self:PublishedCallback):
     "Centroids first, by the network in the mode `cluster_batchnorm`, then the snapshot"
     model = unwrap(self.learn.model)
     mode = model.training
-    if self.fixed_views:
-        self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
     model.train(self.cluster_batchnorm == "train")
     passes = [self.stream(model, only=i) for i in range(self.n_views)]
     if self.cluster_batchnorm == "eval" or self.labels == "start": # order has no effect
         passes = [self.stream(model, self.labels != "start")]
     results = list(zip(*(rs for p in passes for rs in self.follow(p))))
+    self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     model.train(mode)
     self.set_heads(results, self.count(results) if self.counts == "all" else None)
@@ -105,8 +104,9 @@ def follow(self:PublishedCallback,
 )->list: # for each view and number of clusters, what has `centroids` and `counts`
     "K-means on the first `init_images`; each `update_images` more move the centroids"
     wait, seen, kms = [], 0, None
+    make = self.kmeans if self.init_images else self._learned
     def all_seen(): return [torch.cat(o) for o in zip(*wait)]
-    def fit(): return [[self.kmeans(z, k) for k in ks or self.ks] for z in all_seen()]
+    def fit(): return [[make(z, k) for k in ks or self.ks] for z in all_seen()]
     def update():
         for z, row in zip(all_seen(), kms):
             for km in row: km.update(z)
@@ -150,6 +150,8 @@ def count(self:PublishedCallback,
 # %% ../nbs/published.ipynb #d343c263
 @patch
 def before_train(self:PublishedCallback):
+    if self.fixed_views:
+        self.seed = self.team.first(lambda: torch.randint(2**31, (1,)).item())
     ClusterCallback.before_train(self)
     if self.centroids == "epoch": self.mu_eval = self.mu[0]
 
@@ -234,7 +236,7 @@ def _classifiers(self:MDCCallback): return unwrap(self.learn.model).classifiers
 # %% ../nbs/published.ipynb #e6b163a6
 @patch
 def after_pred(self:MDCCallback):
-    scored = self.centroids == "epoch" and self.mu_eval is not None
+    scored = self.centroids == "epoch" and self._of_epoch()
     learned = self.parametric and (self.training or scored)
     if learned and not self.training:
         z = F.normalize(self.learn.pred.float(), dim=1)
@@ -328,6 +330,8 @@ def check(self:PublishedConfig):
     PiCIEConfig.check(self)
     if self.overcluster > 1 and self.centroids == "epoch":
         raise ValueError("overcluster > 1 gives more centroids than K in training: use centroids='fresh'")
+    if self.init_images and self.merge_from > 1:
+        raise ValueError(f"init_images={self.init_images}: running means are not merged, use merge_from=1")
     if self.aux_clusters and min(self.aux_clusters, self.n_clusters) < 2:
         raise ValueError(f"aux_clusters={self.aux_clusters} beside n_clusters={self.n_clusters}: "
                          "each needs 2 or more")

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from .data.labels import LabelSet, palette
 from .data.folders import image_files, open_image, _drawing
 from .backbone import create_backbone
-from .fpn import PiCIENet
+from .fpn import PiCIENet, _whole_cells
 from .clustering import scores, upsampled_argmax
 from .regions import refined_scores
 
@@ -226,6 +226,8 @@ def _coarse(self:Segmenter, x:Tensor)->Tensor:
         raise ValueError(f"Images lie in [0,1], these go from {low:.3g} to {high:.3g}: divide by 255, "
                          "or leave out the normalisation, the network does it itself")
     net = self.net.backbone
+    if not getattr(net, "fixed", False):
+        x = _whole_cells(x/255 if x.dtype == torch.uint8 and any(n%4 for n in x.shape[-2:]) else x)
     step = 4 if getattr(net, "fixed", False) else math.lcm(4, *net.strides) # fixed tiles need no grid
     return _tiled(self._run, x, self.tile, step, 2 if self.refine else 4)
 

@@ -17,13 +17,15 @@ STILL = dict(p_jitter=0, p_blur=0, p_grey=0, p_hflip=0, min_scale=1., n_draws=1,
 class Watch(Callback):
     "Keep what must be equal in all processes, or for all numbers of processes"
     order = 12
-    def __init__(self, still, die): self.still, self.die, self.mus, self.losses, self.mats, self.images = still, die, [], [], [], 0
+    def __init__(self, still, die): self.still, self.die, self.mus, self.losses, self.mats, self.teachers, self.images = still, die, [], [], [], [], 0
     def after_batch(self):
         if not self.training: return
         self.images += len(self.learn.xb[0])
         self.losses.append(self.learn.loss.item())
         if self.die == [rank_distrib(), self.epoch]: os.kill(os.getpid(), signal.SIGKILL)
-    def after_train(self): self.mus.append([o.double().sum().item() for o in self.learn.cluster.mu])
+    def after_train(self):
+        self.mus.append([o.double().sum().item() for o in self.learn.cluster.mu])
+        self.teachers.append([o.double().sum().item() for o in self.learn.cluster.snapshot.state_dict().values()])
     def before_validate(self):
         if self.still: random.seed(0) # the order of images for the readout
     def after_validate(self): self.mats.append(next(m.cm for m in self.learn.metrics if hasattr(m, "cm")).mat.tolist())
@@ -46,7 +48,7 @@ def train(folder, bs=None, epochs=3, lr=1e-3, die=None, resume=False, checkpoint
         learn.fit(epochs, lr=lr, checkpoint=Path(folder, "run") if checkpoint else None, resume=resume)
     assert not hasattr(learn.model, "module")
     weights = torch.cat([o.double().flatten() for o in learn.model.state_dict().values()])
-    res = dict(weights=[weights.sum().item(), weights.norm().item()], mus=watch.mus, losses=watch.losses, mats=watch.mats, images=watch.images,
+    res = dict(weights=[weights.sum().item(), weights.norm().item()], mus=watch.mus, losses=watch.losses, mats=watch.mats, images=watch.images, teachers=watch.teachers,
                history=learn.history(), health=learn.cluster_health.rows)
     res["mu_eval"] = None if learn.cluster.mu_eval is None else learn.cluster.mu_eval.double().sum().item() # official has none of its own
     if not rank_distrib(): # alone again: nobody else takes part

@@ -51,7 +51,7 @@ def test_variants(tmp_path):
     got = job(tmp_path, 2, *({"still": False, "epochs": 1, **o} for o in VARIANTS.values()))
     for i, (name, o) in enumerate(VARIANTS.items()):
         ranks = [r[i] for r in got]
-        same(ranks, "mus", "mats", "weights", "mu_eval", "history")
+        same(ranks, "mus", "mats", "weights", "mu_eval", "history", "teachers")
         assert ranks[0]["losses"] != ranks[1]["losses"], name # each its own images and views
         assert all(map(math.isfinite, ranks[0]["losses"])) and 0 < ranks[0]["alone"] < 1, name
         assert len(ranks[0]["losses"]) == 3*o.get("epochs", 1), name

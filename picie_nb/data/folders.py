@@ -317,11 +317,14 @@ def _pil(im):
     from fastai.vision.core import PILImage
     return PILImage.create(im)
 
+def _bytes(im): return im.width*im.height*len(im.getbands())
+
 class _Store(dict):
     "Images by path, as long as they fit into `room` bytes"
     def __init__(self, room): self.room = room
+    def __reduce__(self): return _Store, (self.room+sum(map(_bytes, self.values())),) # without them
     def add(self, path, im):
-        size = im.width*im.height*len(im.getbands())
+        size = _bytes(im)
         if size<=self.room: self[path], self.room = im, self.room-size
         return im
 

@@ -127,7 +127,8 @@ def update(self:PositionShare,
     up, left = (torch.arange(n, device=dev)*G//n for n in (h, w))
     ct = true*G*G + up[:, None]*G + left
     n, k = self.n_classes*G*G, self.table.shape[2]
-    if self.n_clusters is None and (more := int(pred.max())+1-k)>0:
+    counted = pred[true!=self.ignore]
+    if self.n_clusters is None and counted.numel() and (more := int(counted.max())+1-k)>0:
         self.table, k = F.pad(self.table, (0, more)), k+more
     ct = torch.where(true==self.ignore, n, ct)
     self.table += confusion(pred, ct, k, n, ignore=n).T.view_as(self.table).cpu()

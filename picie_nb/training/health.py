@@ -73,6 +73,7 @@ def _value(cb, name): return cb.now.get(name, float("nan"))
 def after_train(self:ClusterHealth):
     cb, n = self.learn.cluster, self.learn.cluster.sizes
     k, p = len(n), n/n.sum().clamp(min=1)
+    if not n.sum(): return # no batch was trained on
     self.now.update(largest=p.max().item(), empty=int((n == 0).sum()))
     effective, largest = cb.health["clusters"], self.now["largest"]
     if not self.warn or k < 4 or largest < .5 and effective > max(1.5, .1*k): return
@@ -105,9 +106,10 @@ def _agreement(net, xs, cb, seed):
 @torch.no_grad()
 def after_validate(self:ClusterHealth):
     cb, n, xs = self.learn.cluster, self.n_images, []
-    for b in undivided(self.learn.dls.valid): # the same images for all processes
-        xs.append(self.learn._set_device(b)[0].as_subclass(Tensor)[:n])
-        if (n := n-len(xs[-1])) <= 0: break
+    with torch.random.fork_rng(devices=[]): # to look must not change the training
+        for b in undivided(self.learn.dls.valid): # the same images for all processes
+            xs.append(self.learn._set_device(b)[0].as_subclass(Tensor)[:n])
+            if (n := n-len(xs[-1])) <= 0: break
     net = unwrap(self.learn.model) # in evaluation mode, after validation
     self.now.update(agree=_agreement(net, xs, cb, self.seed), churn=float("nan"))
     zs = (F.normalize(net(x).float(), dim=1) for x in xs)
