@@ -292,8 +292,9 @@ def before_train(self:ClusterCallback):
                          "nothing would be learned: make `bs` smaller")
     self.mu_eval = self.fine = self.made = None # of the network before this epoch
     self.busy = True
-    if self.labels != "start" or self.snapshot is None: self.cluster()
-    if self.epoch == 0: self._warn_of_few()
+    if self.labels != "start" or self.snapshot is None:
+        self._warn_of_few()
+        self.cluster()
     self.sizes, self.moved = torch.zeros(self.ks[0], device=self.mu[0].device), True
     if self.batchnorm == "train": return
     for m in self.learn.model.modules():
@@ -482,7 +483,8 @@ def fit_readout(self:ClusterCallback,
 def before_validate(self:ClusterCallback):
     self.check()
     if self.mu_eval is None:
-        if not self.busy or self.epoch+1 >= self.n_epoch: self.fit_readout()
+        last = not self.busy or self.epoch+1 >= self.n_epoch
+        if last: self.fit_readout()
         else: self.fit_readout(1, most=128) # enough for a row of the table
 
 # %% ../nbs/09_callback.ipynb #d2a5ee59
