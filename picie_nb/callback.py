@@ -286,6 +286,13 @@ def _learned(self:ClusterCallback, z, k): # `KMeansResult`
 
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
+def _warn_of_few(self:ClusterCallback):
+    if self.average == 1 or self._trust() or self.team.rank: return
+    warnings.warn("eight images or less are too few to learn from: in the end the "
+                  "network will be as it was. Train on more, or keep what these "
+                  "teach with average=1")
+
+@patch
 def before_train(self:ClusterCallback):
     if not len(self.learn.dls.train):
         raise ValueError("There are fewer training images than one batch has, and "
@@ -546,13 +553,6 @@ def settle(self:ClusterCallback):
     for new, old in zip((*model.parameters(), *model.buffers()),
                         (*self.snapshot.parameters(), *self.snapshot.buffers())):
         if new.is_floating_point(): new.lerp_(old, 1-share)
-
-@patch
-def _warn_of_few(self:ClusterCallback):
-    if self.average == 1 or self._trust() or self.team.rank: return
-    warnings.warn("eight images or less are too few to learn from: in the end the "
-                  "network will be as it was. Train on more, or keep what these "
-                  "teach with average=1")
 
 @patch
 def before_fit(self:ClusterCallback):
