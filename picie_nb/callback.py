@@ -94,6 +94,14 @@ def forget(self:ClusterCallback):
     self.moved, self.steps = False, 0 # since the weights were averaged, the teacher made
     self.xs = self.teach_xs = self.g = None # the batch in work
 
+# %% ../nbs/09_callback.ipynb #5b1d7e02
+@patch
+def _warn_of_few(self:ClusterCallback):
+    if self.average == 1 or self._trust() or self.team.rank: return
+    warnings.warn("eight images or less are too few to learn from: in the end the "
+                  "network will be as it was. Train on more, or keep what these "
+                  "teach with average=1")
+
 # %% ../nbs/09_callback.ipynb #3449730b
 @patch
 def input_size(self:ClusterCallback, x:Tensor, scale:float=1.)->tuple:
@@ -285,13 +293,6 @@ def _learned(self:ClusterCallback, z, k): # `KMeansResult`
     return KMeansResult(mu, n, float("nan"))
 
 # %% ../nbs/09_callback.ipynb #ec54685e
-@patch
-def _warn_of_few(self:ClusterCallback):
-    if self.average == 1 or self._trust() or self.team.rank: return
-    warnings.warn("eight images or less are too few to learn from: in the end the "
-                  "network will be as it was. Train on more, or keep what these "
-                  "teach with average=1")
-
 @patch
 def before_train(self:ClusterCallback):
     if not len(self.learn.dls.train):
