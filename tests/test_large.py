@@ -79,6 +79,15 @@ def test_no_seams(picture, tmp_path):
         assert max(differ[128, s] for s in (128, 320)) < .003 and differ[0, 128] > .005, differ
 
 
+def test_odd_sides(picture, tmp_path):
+    "What is seen at the end of an image lies there, whatever its size: the map is that of the image with its last pixels repeated"
+    a = picture[:, :333, :517]
+    whole = np.pad(a, ((0, 0), (0, 3), (0, 3)), "edge")
+    for seg in (tiny(tile=256), tiny(tile=256, refine=8)):
+        odd, even = (read(segment_raster(seg, save(tmp_path/"a.tif", o), tmp_path/"c.tif", 32, False)) for o in (a, whole))
+        assert (odd == even[:333, :517]).all()
+
+
 def test_what_is_kept(picture, tmp_path):
     "Place, names and colours; any size; masks by nodata, alpha or NaN"
     seg = tiny(tile=256).named({1: "söa", 2: "land"})

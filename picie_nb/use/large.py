@@ -203,7 +203,8 @@ def _clusters(segmenter, raster, window, margin, nothing)->np.ndarray:
     grid = math.lcm(4, *net.strides)
     rows, cols = (_around(*o, margin, grid) for o in ((t, b, raster.step[0], raster.size[0]),
                                                       (l, r, raster.step[1], raster.size[1])))
-    x = torch.from_numpy(raster.rgb(*rows, *cols))[None]
+    x = raster.rgb(*rows, *cols)
+    x = torch.from_numpy(np.pad(x, ((0, 0), *((0, -n%4) for n in x.shape[1:])), "edge"))[None] # or stretched
     s = (segmenter._coarse if getattr(net, "fixed", False) else segmenter._run)(x)
     stride = 2 if segmenter.refine else 4
     y, x = (((torch.arange(*o)+.5)/step-a)*2/(n*stride)-1 for o, step, (a, _), n in
