@@ -112,6 +112,24 @@ def test_what_is_kept(picture, tmp_path):
     with rasterio.open(segment_raster(seg, f, tmp_path/"g.tif", 32, False)) as ds: assert len(ds.gcps[0]) == 3 and ds.gcps[1].to_epsg() == 4326
 
 
+def test_alpha_of_any_file(picture, tmp_path):
+    "A band called alpha masks, however many others there are, and is no colour; one that is asked for is a colour"
+    from rasterio.enums import ColorInterp as C
+    a = np.concatenate([picture, picture[:1], np.full((1, 600, 600), 255, np.uint8)])[:, :120, :160]
+    a[4, :, :40] = 0
+    for bands, kinds in (((0, 1, 2, 3, 4), (C.red, C.green, C.blue, C.undefined, C.alpha)), ((0, 1, 4), (C.gray, C.undefined, C.alpha)),
+                         ((4, 0, 1, 2), (C.alpha, C.gray, C.undefined, C.undefined))):
+        f = save(tmp_path/"a.tif", (a[list(bands)]*257.).astype(np.uint16))
+        with rasterio.open(f, "r+") as ds: ds.colorinterp = kinds
+        raster, at = Raster(f), kinds.index(C.alpha)
+        c = read(segment_raster(tiny(tile=256), raster, tmp_path/"c.tif", 32, False))
+        assert (c[:, :40] == 255).all() and (c[:, 40:] < 255).all() and at+1 not in raster.bands, kinds
+        a[:4, :, :40] = 0 # nor does what it hides change black and white
+        first = [b for b in bands if b != 4]
+        assert np.allclose(raster.limits, [np.percentile(a[first[i], :, 40:]*257., (2, 98)) for i in ((0, 1, 2) if len(first) > 2 else (0,)*3)], atol=1), kinds
+    assert not (read(segment_raster(tiny(tile=256), Raster(f, bands=(1, 2, 3)), tmp_path/"c.tif", 32, False)) == 255).any()
+
+
 def test_scale(picture, tmp_path):
     "The same ground at half the resolution, with half the scale, has the same clusters; other scales see other things"
     seg = tiny(tile=256)

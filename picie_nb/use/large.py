@@ -66,7 +66,8 @@ def _bands(ds, path, bands)->list:
     if bands is None and "palette" in kinds:
         raise ValueError(f"{path} holds numbers of colours: make RGB of it, by gdal_translate -expand rgb")
     rgb = [kinds.index(o)+1 for o in ("red", "green", "blue") if o in kinds]
-    res = list(bands or (rgb if len(rgb) == 3 else [1, 2, 3] if ds.count > 2 else [1]))
+    first = [i for i, o in zip(ds.indexes, kinds) if o != "alpha"] or [1]
+    res = list(bands or (rgb if len(rgb) == 3 else first[:3] if len(first) > 2 else first[:1]))
     if len(res) not in (1, 3) or not all(o in ds.indexes for o in res):
         raise ValueError(f"bands={res}: one or three of the numbers 1 to {ds.count} that {path} has")
     if wrong := [o for o in res if np.dtype(ds.dtypes[o-1]).kind not in "uif"]:
@@ -102,10 +103,13 @@ def _bytes(self:Raster, a):
 def _values(self:Raster, window, shape, nearest=False)->tuple:
     "Numbers (3,*shape) of a window, and which of its pixels are there"
     from rasterio.enums import Resampling
-    how = dict(window=window, out_shape=(3, *shape))
+    how, near = dict(window=window, out_shape=(3, *shape)), Resampling.nearest
     with _bounded():
-        a = self.ds.read(self.bands, resampling=Resampling.nearest if nearest else Resampling.bilinear, **how)
-        valid = self.ds.read_masks(self.bands, resampling=Resampling.nearest, **how).any(0)
+        a = self.ds.read(self.bands, resampling=near if nearest else Resampling.bilinear, **how)
+        valid = self.ds.read_masks(self.bands, resampling=near, **how).any(0)
+        for b, o in zip(self.ds.indexes, self.ds.colorinterp): # GDAL itself follows it among 2 or 4 bands
+            if o.name == "alpha" and b not in self.bands:
+                valid &= self.ds.read(b, window=window, out_shape=shape, resampling=near) > 0
     if a.dtype.kind == "f": valid &= np.isfinite(a).all(0)
     return a, valid
 
