@@ -130,6 +130,27 @@ def test_alpha_of_any_file(picture, tmp_path):
     assert not (read(segment_raster(tiny(tile=256), Raster(f, bands=(1, 2, 3)), tmp_path/"c.tif", 32, False)) == 255).any()
 
 
+def placed(path, a, points, crs=4326):
+    "A file whose place is given by points (row, column, x, y)"
+    save(path, a, crs=None, transform=None)
+    with rasterio.open(path, "r+") as ds: ds.gcps = [rasterio.control.GroundControlPoint(*p) for p in points], rasterio.CRS.from_epsg(crs)
+    return path
+
+
+def test_polygons_of_a_map_placed_by_points(picture, tmp_path):
+    "They lie where the points say, and not in pixels that are called degrees"
+    corners = [(0, 0, 10, 50), (0, 150, 11, 50), (110, 0, 10, 49), (110, 150, 11, 49)]
+    f = segment_raster(tiny(tile=256), placed(tmp_path/"a.tif", picture[:, :110, :150], corners), tmp_path/"c.tif", 32, False)
+    fs = json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"]
+    at = np.concatenate([r for o in fs for r in o["geometry"]["coordinates"]])
+    assert np.allclose([at.min(0), at.max(0)], [(10, 49), (11, 50)])
+    about = pyogrio.read_info(raster_polygons(f, tmp_path/"p.gpkg"))
+    assert about["crs"] == "EPSG:4326" and np.allclose(about["total_bounds"], (10, 49, 11, 50))
+    for points in (corners[:1], [(i, i, i, i) for i in range(4)]): # no place follows from these
+        f = segment_raster(tiny(tile=256), placed(tmp_path/"b.tif", picture[:, :110, :150], points), tmp_path/"d.tif", 32, False)
+        with pytest.raises(ValueError, match="three points"): raster_polygons(f, tmp_path/"q.geojson")
+
+
 def test_scale(picture, tmp_path):
     "The same ground at half the resolution, with half the scale, has the same clusters; other scales see other things"
     seg = tiny(tile=256)

@@ -244,11 +244,17 @@ def raster_polygons(
 def _segments(ds, least):
     "Geometry and properties of one segment after the other"
     from rasterio.features import shapes
-    names, colors = ds.tags(), ds.colormap(1)
+    names, colors, place = ds.tags(), ds.colormap(1), _place(ds)[0]
     for geometry, c in shapes(*_sieved(ds, least), transform=ds.transform):
         if c == ds.nodata: continue
+        if place != ds.transform: geometry["coordinates"] = [_at(place, o) for o in geometry["coordinates"]]
         yield geometry, dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
                              fill="#%02x%02x%02x" % colors[int(c)][:3])
+
+def _at(place, ring):
+    from rasterio.transform import xy
+    x, y = zip(*ring)
+    return list(zip(*xy(place, y, x, offset="ul")))
 
 def _geojson(path, ds, segments):
     sep, degrees = '{"type": "FeatureCollection", "features": [', _degrees(ds)
@@ -265,7 +271,7 @@ def _geopackage(path, ds, segments, few=10_000):
     try: from pyogrio.raw import write; from shapely import to_wkb; from shapely.geometry import shape
     except ImportError:
         raise ImportError('GeoPackages need pyogrio and shapely: pip install "picie_nb[geo]"') from None
-    kinds, more = dict(cluster=np.int32, name=object, fill=object), False
+    kinds, more, crs = dict(cluster=np.int32, name=object, fill=object), False, _place(ds)[1]
     while (some := list(islice(segments, few))) or not more:
         shapes = np.empty(len(some), object)
         shapes[:] = [to_wkb(shape(g)) for g, _ in some]
@@ -273,7 +279,7 @@ def _geopackage(path, ds, segments, few=10_000):
             warnings.simplefilter("ignore") # the temporary file has another ending; no place on earth
             write(path, shapes, [np.array([o[k] for _, o in some], t) for k, t in kinds.items()],
                   np.array(list(kinds)), layer="segments", driver="GPKG", geometry_type="Polygon",
-                  crs=ds.crs and ds.crs.to_wkt(), append=more)
+                  crs=crs and crs.to_wkt(), append=more)
         more = True
 
 # %% ../../nbs/use/large.ipynb #3c833bd2
@@ -285,11 +291,21 @@ def _sieved(ds, least):
     a = ds.read(1)
     return sieve(a, least, mask=a != ds.nodata), a != ds.nodata
 
+def _place(ds):
+    "Transform and CRS of a map; if points give its place, the transform that fits them best"
+    from rasterio.transform import from_gcps
+    points, crs = ds.gcps
+    if not points or not ds.transform.is_identity: return ds.transform, ds.crs
+    if np.linalg.matrix_rank([(1, o.row, o.col) for o in points]) < 3:
+        raise ValueError(f"{ds.name}: a place takes three points that are not on one line")
+    return from_gcps(points), crs
+
 def _degrees(ds):
     "From the coordinates of a file to longitude and latitude"
     from rasterio.warp import transform_geom
-    if not ds.crs: return lambda o: o
-    return lambda o: transform_geom(ds.crs, "EPSG:4326", o, precision=7)
+    crs = _place(ds)[1]
+    if not crs: return lambda o: o
+    return lambda o: transform_geom(crs, "EPSG:4326", o, precision=7)
 
 # %% ../../nbs/use/large.ipynb #dc2eab45
 class Frames:
