@@ -151,6 +151,23 @@ def test_polygons_of_a_map_placed_by_points(picture, tmp_path):
         with pytest.raises(ValueError, match="three points"): raster_polygons(f, tmp_path/"q.geojson")
 
 
+def test_places_without_degrees(picture, tmp_path, capsys):
+    "GeoJSON cannot hold them: one sentence says what can, and the command goes on with the next file"
+    site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')
+    sky = rasterio.CRS.from_string("+proj=geos +h=35785831 +lon_0=0 +sweep=y") # beside the earth
+    save(tmp_path/"a.tif", picture[:, :90, :100], crs=site), save(tmp_path/"b.tif", picture[:, :90, :100], crs=sky, transform=from_origin(6e6, 6e6, 2, 2))
+    save(tmp_path/"c.tif", picture[:, :90, :100])
+    for name in "ab":
+        f = segment_raster(tiny(tile=256), tmp_path/f"{name}.tif", tmp_path/"map.tif", 32, False)
+        with pytest.raises(ValueError, match="map.tif has places without longitude and latitude.*gpkg"): raster_polygons(f, tmp_path/"p.geojson")
+        assert not (tmp_path/"p.geojson").exists() and pyogrio.read_info(raster_polygons(f, tmp_path/"p.gpkg"))["features"] > 0
+    model, files = tiny(tile=256).save(tmp_path/"m.safetensors"), [str(tmp_path/f"{o}.tif") for o in "abc"]
+    assert picie_segment(str(model), *files, geo=True, polygons=0, out=str(tmp_path/"maps")) == 1
+    out, err = capsys.readouterr()
+    assert len(err.strip().splitlines()) == 2 and "maps/a.tif has places without" in err and "c.geojson" in out
+    assert sorted(o.name for o in (tmp_path/"maps").iterdir()) == ["a.tif", "b.tif", "c.geojson", "c.tif"]
+
+
 def test_scale(picture, tmp_path):
     "The same ground at half the resolution, with half the scale, has the same clusters; other scales see other things"
     seg = tiny(tile=256)

@@ -305,7 +305,12 @@ def _degrees(ds):
     from rasterio.warp import transform_geom
     crs = _place(ds)[1]
     if not crs: return lambda o: o
-    return lambda o: transform_geom(crs, "EPSG:4326", o, precision=7)
+    def degrees(o):
+        try: return transform_geom(crs, "EPSG:4326", o, precision=7)
+        except Exception: # GDAL's, which rasterio keeps private
+            raise ValueError(f"{ds.name} has places without longitude and latitude, which GeoJSON asks for: "
+                             "write .gpkg, in the map's own coordinates") from None
+    return degrees
 
 # %% ../../nbs/use/large.ipynb #dc2eab45
 class Frames:
