@@ -151,6 +151,28 @@ def test_polygons_of_a_map_placed_by_points(picture, tmp_path):
         with pytest.raises(ValueError, match="three points"): raster_polygons(f, tmp_path/"q.geojson")
 
 
+ROTATED = "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +to_meter=0.0174532925199433"
+
+def test_what_is_kept_beside_a_map(picture, tmp_path, monkeypatch):
+    "A CRS that GeoTIFF cannot hold goes along with the map; it does not outlive it, and of a failure nothing stays"
+    kw, out = dict(margin=32, progress=False), tmp_path/"out"
+    rare = save(tmp_path/"a.tif", picture[:, :90, :100], crs=rasterio.CRS.from_string(ROTATED), transform=from_origin(5, 50, .1, .1))
+    f = segment_raster(tiny(tile=256), rare, out/"c.tif", **kw)
+    assert sorted(o.name for o in out.iterdir()) == ["c.tif", "c.tif.aux.xml"]
+    with rasterio.open(rare) as a, rasterio.open(f) as b: assert a.crs == b.crs
+    x, y = json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"][0]["geometry"]["coordinates"][0][0]
+    assert not (5 <= x <= 15 and 41 <= y <= 50) # degrees of the earth, not of the turned one
+    with monkeypatch.context() as m:
+        m.setattr(large, "_check_written", lambda path: 1/0)
+        with pytest.raises(ZeroDivisionError): segment_raster(tiny(tile=256), rare, out/"d.tif", **kw)
+    assert sorted(o.name for o in out.iterdir()) == ["c.tif", "c.tif.aux.xml"]
+    segment_raster(tiny(tile=256), save(tmp_path/"b.tif", picture[:, :90, :100]), f, **kw)
+    with rasterio.open(f) as ds: assert ds.crs.to_epsg() == 32632
+    assert [o.name for o in out.iterdir()] == ["c.tif"]
+    long = tmp_path/("x"*250+".tif") # what would lie beside it has no name
+    assert segment_raster(tiny(tile=256), tmp_path/"b.tif", long, **kw).exists()
+
+
 def test_places_without_degrees(picture, tmp_path, capsys):
     "GeoJSON cannot hold them: one sentence says what can, and the command goes on with the next file"
     site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/large.html.md"""
 __all__ = ['Raster', 'segment_raster', 'raster_polygons', 'Frames', 'flicker', 'segment_video']
 
 # %% ../../nbs/use/large.ipynb #4dc11c40
-import json, math, warnings, numpy as np, torch, torch.nn.functional as F
+import json, math, os, warnings, numpy as np, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice, product
@@ -147,7 +147,7 @@ def segment_raster(
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
     windows = [(*rows, *cols) for rows, cols in product(*spans)]
-    with _bounded(), _replacing(out) as tmp, _like(raster, tmp, segmenter, side) as dst:
+    with _bounded(), _writing(out) as tmp, _like(raster, tmp, segmenter, side) as dst:
         for window in _bar(windows, progress):
             clusters = _clusters(segmenter, raster, window, margin, dst.nodata)
             dst.write(clusters.astype(dst.dtypes[0]), 1, window=raster._window(*window))
@@ -158,6 +158,17 @@ def _bar(o, progress):
     if not progress: return o
     from fastprogress.fastprogress import progress_bar
     return progress_bar(o, leave=False)
+
+@contextmanager
+def _writing(out):
+    "As `_replacing`, and with it the file for what GDAL cannot write into a GeoTIFF, such as a rare CRS"
+    def notes(path): return path.with_name(path.name+".aux.xml")
+    with _replacing(out) as tmp:
+        try:
+            yield tmp
+            if notes(tmp).exists(): os.replace(notes(tmp), notes(out))
+            elif os.path.exists(notes(out)): notes(out).unlink() # of an earlier map
+        finally: notes(tmp).unlink(missing_ok=True)
 
 def _side(segmenter, raster, margin)->int:
     "Side of what is kept of a window, in pixels of the raster: blocks of the file fill it"
