@@ -173,6 +173,15 @@ def test_what_is_kept_beside_a_map(picture, tmp_path, monkeypatch):
     assert segment_raster(tiny(tile=256), tmp_path/"b.tif", long, **kw).exists()
 
 
+def test_place_by_a_camera(picture, tmp_path):
+    "Rational polynomials, as satellites send them"
+    f = save(tmp_path/"a.tif", picture[:, :110, :150], crs=None, transform=None)
+    one = lambda i: [float(i == j) for j in range(20)]
+    rpcs = rasterio.rpc.RPC(0., 500., 49., .1, one(0), one(2), 55., 55., 10., .1, one(0), one(1), 75., 75., 0., 0.)
+    with rasterio.open(f, "r+") as ds: ds.rpcs = rpcs
+    with rasterio.open(segment_raster(tiny(tile=256), f, tmp_path/"c.tif", 32, False)) as a, rasterio.open(f) as b: assert a.rpcs and a.rpcs == b.rpcs
+
+
 def test_places_without_degrees(picture, tmp_path, capsys):
     "GeoJSON cannot hold them: one sentence says what can, and the command goes on with the next file"
     site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')

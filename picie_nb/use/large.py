@@ -184,7 +184,7 @@ def _like(raster, path, segmenter, side):
     block = next(o for o in (256, 128, 64, 32, 16) if side%o == 0)
     small = len(labels) < 256
     about = dict(driver="GTiff", count=1, height=ds.height, width=ds.width,
-                 crs=ds.crs, transform=ds.transform, compress="deflate",
+                 crs=ds.crs, transform=ds.transform, rpcs=ds.rpcs, compress="deflate",
                  dtype="uint8" if small else "uint16", nodata=255 if small else 65535,
                  tiled=True, blockxsize=block, blockysize=block, bigtiff="if_safer")
     if ds.gcps[0] and ds.transform.is_identity:
