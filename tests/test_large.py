@@ -182,6 +182,16 @@ def test_place_by_a_camera(picture, tmp_path):
     with rasterio.open(segment_raster(tiny(tile=256), f, tmp_path/"c.tif", 32, False)) as a, rasterio.open(f) as b: assert a.rpcs and a.rpcs == b.rpcs
 
 
+def test_parts_of_the_image(picture, tmp_path):
+    "A virtual raster is not written over the file it is made of"
+    import rasterio.shutil
+    f = save(tmp_path/"a.tif", picture)
+    rasterio.shutil.copy(f, tmp_path/"a.vrt", driver="VRT")
+    was = f.read_bytes()
+    with pytest.raises(ValueError, match="the image itself or part of it"): segment_raster(tiny(tile=256), tmp_path/"a.vrt", f, 32, False)
+    assert f.read_bytes() == was
+
+
 def test_places_without_degrees(picture, tmp_path, capsys):
     "GeoJSON cannot hold them: one sentence says what can, and the command goes on with the next file"
     site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')

@@ -141,8 +141,8 @@ def segment_raster(
     "Write the clusters of an image of any size as a GeoTIFF of the same size and place"
     raster, out = raster if isinstance(raster, Raster) else Raster(raster), Path(out)
     if margin < 0: raise ValueError(f"margin={margin}: at least 0")
-    if out.resolve() == Path(raster.path).resolve():
-        raise ValueError(f"{out} is the image itself: give another name")
+    if out.resolve() in [Path(o).resolve() for o in (raster.path, *raster.ds.files)]:
+        raise ValueError(f"{out} is the image itself or part of it: give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
