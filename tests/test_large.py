@@ -209,6 +209,16 @@ def test_places_without_degrees(picture, tmp_path, capsys):
     assert sorted(o.name for o in (tmp_path/"maps").iterdir()) == ["a.tif", "b.tif", "c.geojson", "c.tif"]
 
 
+def test_names_with_spaces(picture, tmp_path):
+    "GeoTIFF forgets a space before a name, and a name of nothing: a segmenter has neither, so that all files agree"
+    seg = tiny(tile=256).named({0: " a ", 1: "", 2: "\tb"})
+    assert list(seg.labels.names) == ["a", "cluster 1", "b", "cluster 3"] and seg._number(" b") == 2
+    assert list(seg.merged({" b ": [0]}).labels.names) == ["b", "cluster 1", "cluster 3"]
+    f = segment_raster(seg, save(tmp_path/"a.tif", picture), tmp_path/"c.tif", 32, False)
+    with rasterio.open(f) as ds: assert [ds.tags()[f"cluster_{i}"] for i in range(4)] == seg.labels.names
+    assert {o["properties"]["name"] for o in json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"]} <= set(seg.labels.names)
+
+
 def test_scale(picture, tmp_path):
     "The same ground at half the resolution, with half the scale, has the same clusters; other scales see other things"
     seg = tiny(tile=256)
