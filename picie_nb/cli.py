@@ -666,6 +666,7 @@ def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, format
 def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **others)->int:
     "`picie_segment` of videos, in batches of frames"
     from picie_nb.segmenter import Segmenter
+    from picie_nb.data.folders import _is_drawn
     from picie_nb.use.large import Frames, segment_video
     if len(_videos(paths)) < len(paths): raise ValueError("photos and videos: one command for each")
     _not_with("videos", **others)
@@ -674,11 +675,15 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
     for o in folders:
         _spare(*(out/o).glob("*.png"))
         if overlay and not (out/o).exists(): _spare(out/f"{o}.overlay.mp4") # else it is that of these maps
+    photos = {out/o for o in _manifest(out)} # their maps
     _begin(seg, model, out, lambda rel: rel.parts[0] in folders)
     def one(f, path):
         path, film = path.with_suffix(""), path.with_suffix(".overlay.mp4")
         frames = Frames(seg, f, bs, size)
         n = segment_video(frames, film if overlay else None, path, every, progress=_bar(quiet))
+        new = {path/f"{i:06}.png" for i in range(0, n["frames"], every)}
+        for o in set(path.glob("*.png"))-new-photos: # of a longer film
+            if re.fullmatch(r"\d{6,}", o.stem) and _is_drawn(o): o.unlink()
         print(f"{f}: {n['frames']} frames, {n['maps']} segmentations")
         return [path, film] if overlay else [path]
     return _each_file(one, paths, out, json)

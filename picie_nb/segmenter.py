@@ -184,13 +184,13 @@ def stream(self:Segmenter, images, **kwargs): # until `use.stream` is imported, 
 
 # %% ../nbs/12_segmenter.ipynb #5bc9635c
 def _unique_names(names, k:int)->list:
-    "A name for each of `k` clusters; the second cluster called road becomes road 2"
+    "A name for each of `k` clusters, no spaces around it; the second cluster called road becomes road 2"
     names = enumerate(names) if isinstance(names, (list, tuple)) else (names or {}).items()
-    names, res = {int(c): str(n) for c, n in names}, []
+    names, res = {int(c): str(n).strip() for c, n in names}, []
     if wrong := [c for c in names if c not in range(k)]:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
-        name, i = (own := names.get(c, f"cluster {c}")), 2
+        name, i = (own := names.get(c) or f"cluster {c}"), 2
         while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
     return res
@@ -388,6 +388,7 @@ def _told(self:Segmenter, new:Segmenter)->list:
 def _number(self:Segmenter, cluster)->int:
     "Number of a cluster that is given by number or by name"
     names = list(self.labels.names)
+    if isinstance(cluster, str): cluster = cluster.strip()
     if cluster in names: return names.index(cluster)
     if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
     raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
@@ -402,7 +403,7 @@ def _owners(self:Segmenter, classes:dict)->dict:
         for c in map(self._number, [clusters] if isinstance(clusters, (Integral, str)) else clusters):
             if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} "
                                             f"and of {name!r}: choose one")
-            owner[c] = str(name)
+            owner[c] = str(name).strip()
     return owner
 
 # %% ../nbs/12_segmenter.ipynb #5f187d0e

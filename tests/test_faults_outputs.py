@@ -112,6 +112,29 @@ def test_films_of_somebody_else(world, photos, tmp_path):
     with pytest.raises(ValueError, match="would take the place of"): segment(world/"a.safetensors", film, out=str(out))
 
 
+def test_maps_of_a_longer_film(world, photos, tmp_path):
+    "Of an earlier film of the same name no maps stay; maps of photos do"
+    av = pytest.importorskip("av", reason="videos need PyAV")
+    out, film = tmp_path/"out", tmp_path/"clip.mp4"
+    def record(n):
+        with av.open(str(film), "w") as box:
+            stream = box.add_stream("libx264", rate=5)
+            stream.width = stream.height = 48
+            stream.pix_fmt = "yuv420p"
+            for i in range(n): box.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (48, 48), (40*i, 0, 0)))))
+            box.mux(stream.encode())
+        assert segment(world/"a.safetensors", film, out=str(out), every=1) == 0
+        return sorted(f.name for f in (out/"clip").iterdir())
+    (photos/"clip").mkdir()
+    (photos/"0.png").rename(photos/"clip"/"000004.png"), (photos/"1.png").rename(photos/"clip"/"x.png")
+    assert segment(world/"a.safetensors", photos, out=str(out)) == 0
+    assert record(6) == [f"{i:06}.png" for i in range(6)]+["x.png"]
+    (out/"clip"/"notes.txt").write_text("mine")
+    assert record(2) == ["000000.png", "000001.png", "000004.png", "notes.txt", "x.png"]
+    film.write_text("no film")
+    assert segment(world/"a.safetensors", film, out=str(out), every=1) == 1 and (out/"clip"/"000001.png").exists()
+
+
 def test_parts_of_another_folder(world, photos, tmp_path):
     "A photo of the same name is another photo; a folder that was moved is not"
     other, out = tmp_path/"other", str(tmp_path/"out")

@@ -79,6 +79,15 @@ def test_no_seams(picture, tmp_path):
         assert max(differ[128, s] for s in (128, 320)) < .003 and differ[0, 128] > .005, differ
 
 
+def test_odd_sides(picture, tmp_path):
+    "What is seen at the end of an image lies there, whatever its size: the map is that of the image with its last pixels repeated"
+    a = picture[:, :333, :517]
+    whole = np.pad(a, ((0, 0), (0, 3), (0, 3)), "edge")
+    for seg in (tiny(tile=256), tiny(tile=256, refine=8)):
+        odd, even = (read(segment_raster(seg, save(tmp_path/"a.tif", o), tmp_path/"c.tif", 32, False)) for o in (a, whole))
+        assert (odd == even[:333, :517]).all()
+
+
 def test_what_is_kept(picture, tmp_path):
     "Place, names and colours; any size; masks by nodata, alpha or NaN"
     seg = tiny(tile=256).named({1: "söa", 2: "land"})
@@ -101,6 +110,113 @@ def test_what_is_kept(picture, tmp_path):
     f = save(tmp_path/"gcps.tif", a[:3], crs=None, transform=None)
     with rasterio.open(f, "r+") as ds: ds.gcps = gcps, rasterio.CRS.from_epsg(4326)
     with rasterio.open(segment_raster(seg, f, tmp_path/"g.tif", 32, False)) as ds: assert len(ds.gcps[0]) == 3 and ds.gcps[1].to_epsg() == 4326
+
+
+def test_alpha_of_any_file(picture, tmp_path):
+    "A band called alpha masks, however many others there are, and is no colour; one that is asked for is a colour"
+    from rasterio.enums import ColorInterp as C
+    a = np.concatenate([picture, picture[:1], np.full((1, 600, 600), 255, np.uint8)])[:, :120, :160]
+    a[4, :, :40] = 0
+    for bands, kinds in (((0, 1, 2, 3, 4), (C.red, C.green, C.blue, C.undefined, C.alpha)), ((0, 1, 4), (C.gray, C.undefined, C.alpha)),
+                         ((4, 0, 1, 2), (C.alpha, C.gray, C.undefined, C.undefined))):
+        f = save(tmp_path/"a.tif", (a[list(bands)]*257.).astype(np.uint16))
+        with rasterio.open(f, "r+") as ds: ds.colorinterp = kinds
+        raster, at = Raster(f), kinds.index(C.alpha)
+        c = read(segment_raster(tiny(tile=256), raster, tmp_path/"c.tif", 32, False))
+        assert (c[:, :40] == 255).all() and (c[:, 40:] < 255).all() and at+1 not in raster.bands, kinds
+        a[:4, :, :40] = 0 # nor does what it hides change black and white
+        first = [b for b in bands if b != 4]
+        assert np.allclose(raster.limits, [np.percentile(a[first[i], :, 40:]*257., (2, 98)) for i in ((0, 1, 2) if len(first) > 2 else (0,)*3)], atol=1), kinds
+    assert not (read(segment_raster(tiny(tile=256), Raster(f, bands=(1, 2, 3)), tmp_path/"c.tif", 32, False)) == 255).any()
+
+
+def placed(path, a, points, crs=4326):
+    "A file whose place is given by points (row, column, x, y)"
+    save(path, a, crs=None, transform=None)
+    with rasterio.open(path, "r+") as ds: ds.gcps = [rasterio.control.GroundControlPoint(*p) for p in points], rasterio.CRS.from_epsg(crs)
+    return path
+
+
+def test_polygons_of_a_map_placed_by_points(picture, tmp_path):
+    "They lie where the points say, and not in pixels that are called degrees"
+    corners = [(0, 0, 10, 50), (0, 150, 11, 50), (110, 0, 10, 49), (110, 150, 11, 49)]
+    f = segment_raster(tiny(tile=256), placed(tmp_path/"a.tif", picture[:, :110, :150], corners), tmp_path/"c.tif", 32, False)
+    fs = json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"]
+    at = np.concatenate([r for o in fs for r in o["geometry"]["coordinates"]])
+    assert np.allclose([at.min(0), at.max(0)], [(10, 49), (11, 50)])
+    about = pyogrio.read_info(raster_polygons(f, tmp_path/"p.gpkg"))
+    assert about["crs"] == "EPSG:4326" and np.allclose(about["total_bounds"], (10, 49, 11, 50))
+    for points in (corners[:1], [(i, i, i, i) for i in range(4)]): # no place follows from these
+        f = segment_raster(tiny(tile=256), placed(tmp_path/"b.tif", picture[:, :110, :150], points), tmp_path/"d.tif", 32, False)
+        with pytest.raises(ValueError, match="three points"): raster_polygons(f, tmp_path/"q.geojson")
+
+
+ROTATED = "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +to_meter=0.0174532925199433"
+
+def test_what_is_kept_beside_a_map(picture, tmp_path, monkeypatch):
+    "A CRS that GeoTIFF cannot hold goes along with the map; it does not outlive it, and of a failure nothing stays"
+    kw, out = dict(margin=32, progress=False), tmp_path/"out"
+    rare = save(tmp_path/"a.tif", picture[:, :90, :100], crs=rasterio.CRS.from_string(ROTATED), transform=from_origin(5, 50, .1, .1))
+    f = segment_raster(tiny(tile=256), rare, out/"c.tif", **kw)
+    assert sorted(o.name for o in out.iterdir()) == ["c.tif", "c.tif.aux.xml"]
+    with rasterio.open(rare) as a, rasterio.open(f) as b: assert a.crs == b.crs
+    x, y = json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"][0]["geometry"]["coordinates"][0][0]
+    assert not (5 <= x <= 15 and 41 <= y <= 50) # degrees of the earth, not of the turned one
+    with monkeypatch.context() as m:
+        m.setattr(large, "_check_written", lambda path: 1/0)
+        with pytest.raises(ZeroDivisionError): segment_raster(tiny(tile=256), rare, out/"d.tif", **kw)
+    assert sorted(o.name for o in out.iterdir()) == ["c.tif", "c.tif.aux.xml"]
+    segment_raster(tiny(tile=256), save(tmp_path/"b.tif", picture[:, :90, :100]), f, **kw)
+    with rasterio.open(f) as ds: assert ds.crs.to_epsg() == 32632
+    assert [o.name for o in out.iterdir()] == ["c.tif"]
+    long = tmp_path/("x"*250+".tif") # what would lie beside it has no name
+    assert segment_raster(tiny(tile=256), tmp_path/"b.tif", long, **kw).exists()
+
+
+def test_place_by_a_camera(picture, tmp_path):
+    "Rational polynomials, as satellites send them"
+    f = save(tmp_path/"a.tif", picture[:, :110, :150], crs=None, transform=None)
+    one = lambda i: [float(i == j) for j in range(20)]
+    rpcs = rasterio.rpc.RPC(0., 500., 49., .1, one(0), one(2), 55., 55., 10., .1, one(0), one(1), 75., 75., 0., 0.)
+    with rasterio.open(f, "r+") as ds: ds.rpcs = rpcs
+    with rasterio.open(segment_raster(tiny(tile=256), f, tmp_path/"c.tif", 32, False)) as a, rasterio.open(f) as b: assert a.rpcs and a.rpcs == b.rpcs
+
+
+def test_parts_of_the_image(picture, tmp_path):
+    "A virtual raster is not written over the file it is made of"
+    import rasterio.shutil
+    f = save(tmp_path/"a.tif", picture)
+    rasterio.shutil.copy(f, tmp_path/"a.vrt", driver="VRT")
+    was = f.read_bytes()
+    with pytest.raises(ValueError, match="the image itself or part of it"): segment_raster(tiny(tile=256), tmp_path/"a.vrt", f, 32, False)
+    assert f.read_bytes() == was
+
+
+def test_places_without_degrees(picture, tmp_path, capsys):
+    "GeoJSON cannot hold them: one sentence says what can, and the command goes on with the next file"
+    site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')
+    sky = rasterio.CRS.from_string("+proj=geos +h=35785831 +lon_0=0 +sweep=y") # beside the earth
+    save(tmp_path/"a.tif", picture[:, :90, :100], crs=site), save(tmp_path/"b.tif", picture[:, :90, :100], crs=sky, transform=from_origin(6e6, 6e6, 2, 2))
+    save(tmp_path/"c.tif", picture[:, :90, :100])
+    for name in "ab":
+        f = segment_raster(tiny(tile=256), tmp_path/f"{name}.tif", tmp_path/"map.tif", 32, False)
+        with pytest.raises(ValueError, match="map.tif has places without longitude and latitude.*gpkg"): raster_polygons(f, tmp_path/"p.geojson")
+        assert not (tmp_path/"p.geojson").exists() and pyogrio.read_info(raster_polygons(f, tmp_path/"p.gpkg"))["features"] > 0
+    model, files = tiny(tile=256).save(tmp_path/"m.safetensors"), [str(tmp_path/f"{o}.tif") for o in "abc"]
+    assert picie_segment(str(model), *files, geo=True, polygons=0, out=str(tmp_path/"maps")) == 1
+    out, err = capsys.readouterr()
+    assert len(err.strip().splitlines()) == 2 and "maps/a.tif has places without" in err and "c.geojson" in out
+    assert sorted(o.name for o in (tmp_path/"maps").iterdir()) == ["a.tif", "b.tif", "c.geojson", "c.tif"]
+
+
+def test_names_with_spaces(picture, tmp_path):
+    "GeoTIFF forgets a space before a name, and a name of nothing: a segmenter has neither, so that all files agree"
+    seg = tiny(tile=256).named({0: " a ", 1: "", 2: "\tb"})
+    assert list(seg.labels.names) == ["a", "cluster 1", "b", "cluster 3"] and seg._number(" b") == 2
+    assert list(seg.merged({" b ": [0]}).labels.names) == ["b", "cluster 1", "cluster 3"]
+    f = segment_raster(seg, save(tmp_path/"a.tif", picture), tmp_path/"c.tif", 32, False)
+    with rasterio.open(f) as ds: assert [ds.tags()[f"cluster_{i}"] for i in range(4)] == seg.labels.names
+    assert {o["properties"]["name"] for o in json.loads(raster_polygons(f, tmp_path/"p.geojson").read_text())["features"]} <= set(seg.labels.names)
 
 
 def test_scale(picture, tmp_path):

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/large.html.md"""
 __all__ = ['Raster', 'segment_raster', 'raster_polygons', 'Frames', 'flicker', 'segment_video']
 
 # %% ../../nbs/use/large.ipynb #4dc11c40
-import json, math, warnings, numpy as np, torch, torch.nn.functional as F
+import json, math, os, warnings, numpy as np, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice, product
@@ -66,7 +66,8 @@ def _bands(ds, path, bands)->list:
     if bands is None and "palette" in kinds:
         raise ValueError(f"{path} holds numbers of colours: make RGB of it, by gdal_translate -expand rgb")
     rgb = [kinds.index(o)+1 for o in ("red", "green", "blue") if o in kinds]
-    res = list(bands or (rgb if len(rgb) == 3 else [1, 2, 3] if ds.count > 2 else [1]))
+    first = [i for i, o in zip(ds.indexes, kinds) if o != "alpha"] or [1]
+    res = list(bands or (rgb if len(rgb) == 3 else first[:3] if len(first) > 2 else first[:1]))
     if len(res) not in (1, 3) or not all(o in ds.indexes for o in res):
         raise ValueError(f"bands={res}: one or three of the numbers 1 to {ds.count} that {path} has")
     if wrong := [o for o in res if np.dtype(ds.dtypes[o-1]).kind not in "uif"]:
@@ -102,10 +103,13 @@ def _bytes(self:Raster, a):
 def _values(self:Raster, window, shape, nearest=False)->tuple:
     "Numbers (3,*shape) of a window, and which of its pixels are there"
     from rasterio.enums import Resampling
-    how = dict(window=window, out_shape=(3, *shape))
+    how, near = dict(window=window, out_shape=(3, *shape)), Resampling.nearest
     with _bounded():
-        a = self.ds.read(self.bands, resampling=Resampling.nearest if nearest else Resampling.bilinear, **how)
-        valid = self.ds.read_masks(self.bands, resampling=Resampling.nearest, **how).any(0)
+        a = self.ds.read(self.bands, resampling=near if nearest else Resampling.bilinear, **how)
+        valid = self.ds.read_masks(self.bands, resampling=near, **how).any(0)
+        for b, o in zip(self.ds.indexes, self.ds.colorinterp): # GDAL itself follows it among 2 or 4 bands
+            if o.name == "alpha" and b not in self.bands:
+                valid &= self.ds.read(b, window=window, out_shape=shape, resampling=near) > 0
     if a.dtype.kind == "f": valid &= np.isfinite(a).all(0)
     return a, valid
 
@@ -137,13 +141,13 @@ def segment_raster(
     "Write the clusters of an image of any size as a GeoTIFF of the same size and place"
     raster, out = raster if isinstance(raster, Raster) else Raster(raster), Path(out)
     if margin < 0: raise ValueError(f"margin={margin}: at least 0")
-    if out.resolve() == Path(raster.path).resolve():
-        raise ValueError(f"{out} is the image itself: give another name")
+    if out.resolve() in [Path(o).resolve() for o in (raster.path, *raster.ds.files)]:
+        raise ValueError(f"{out} is the image itself or part of it: give another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
     windows = [(*rows, *cols) for rows, cols in product(*spans)]
-    with _bounded(), _replacing(out) as tmp, _like(raster, tmp, segmenter, side) as dst:
+    with _bounded(), _writing(out) as tmp, _like(raster, tmp, segmenter, side) as dst:
         for window in _bar(windows, progress):
             clusters = _clusters(segmenter, raster, window, margin, dst.nodata)
             dst.write(clusters.astype(dst.dtypes[0]), 1, window=raster._window(*window))
@@ -154,6 +158,17 @@ def _bar(o, progress):
     if not progress: return o
     from fastprogress.fastprogress import progress_bar
     return progress_bar(o, leave=False)
+
+@contextmanager
+def _writing(out):
+    "As `_replacing`, and with it the file for what GDAL cannot write into a GeoTIFF, such as a rare CRS"
+    def notes(path): return path.with_name(path.name+".aux.xml")
+    with _replacing(out) as tmp:
+        try:
+            yield tmp
+            if notes(tmp).exists(): os.replace(notes(tmp), notes(out))
+            elif os.path.exists(notes(out)): notes(out).unlink() # of an earlier map
+        finally: notes(tmp).unlink(missing_ok=True)
 
 def _side(segmenter, raster, margin)->int:
     "Side of what is kept of a window, in pixels of the raster: blocks of the file fill it"
@@ -169,7 +184,7 @@ def _like(raster, path, segmenter, side):
     block = next(o for o in (256, 128, 64, 32, 16) if side%o == 0)
     small = len(labels) < 256
     about = dict(driver="GTiff", count=1, height=ds.height, width=ds.width,
-                 crs=ds.crs, transform=ds.transform, compress="deflate",
+                 crs=ds.crs, transform=ds.transform, rpcs=ds.rpcs, compress="deflate",
                  dtype="uint8" if small else "uint16", nodata=255 if small else 65535,
                  tiled=True, blockxsize=block, blockysize=block, bigtiff="if_safer")
     if ds.gcps[0] and ds.transform.is_identity:
@@ -203,7 +218,8 @@ def _clusters(segmenter, raster, window, margin, nothing)->np.ndarray:
     grid = math.lcm(4, *net.strides)
     rows, cols = (_around(*o, margin, grid) for o in ((t, b, raster.step[0], raster.size[0]),
                                                       (l, r, raster.step[1], raster.size[1])))
-    x = torch.from_numpy(raster.rgb(*rows, *cols))[None]
+    x = raster.rgb(*rows, *cols)
+    x = torch.from_numpy(np.pad(x, ((0, 0), *((0, -n%4) for n in x.shape[1:])), "edge"))[None] # or stretched
     s = (segmenter._coarse if getattr(net, "fixed", False) else segmenter._run)(x)
     stride = 2 if segmenter.refine else 4
     y, x = (((torch.arange(*o)+.5)/step-a)*2/(n*stride)-1 for o, step, (a, _), n in
@@ -239,11 +255,17 @@ def raster_polygons(
 def _segments(ds, least):
     "Geometry and properties of one segment after the other"
     from rasterio.features import shapes
-    names, colors = ds.tags(), ds.colormap(1)
+    names, colors, place = ds.tags(), ds.colormap(1), _place(ds)[0]
     for geometry, c in shapes(*_sieved(ds, least), transform=ds.transform):
         if c == ds.nodata: continue
+        if place != ds.transform: geometry["coordinates"] = [_at(place, o) for o in geometry["coordinates"]]
         yield geometry, dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
                              fill="#%02x%02x%02x" % colors[int(c)][:3])
+
+def _at(place, ring):
+    from rasterio.transform import xy
+    x, y = zip(*ring)
+    return list(zip(*xy(place, y, x, offset="ul")))
 
 def _geojson(path, ds, segments):
     sep, degrees = '{"type": "FeatureCollection", "features": [', _degrees(ds)
@@ -260,7 +282,7 @@ def _geopackage(path, ds, segments, few=10_000):
     try: from pyogrio.raw import write; from shapely import to_wkb; from shapely.geometry import shape
     except ImportError:
         raise ImportError('GeoPackages need pyogrio and shapely: pip install "picie_nb[geo]"') from None
-    kinds, more = dict(cluster=np.int32, name=object, fill=object), False
+    kinds, more, crs = dict(cluster=np.int32, name=object, fill=object), False, _place(ds)[1]
     while (some := list(islice(segments, few))) or not more:
         shapes = np.empty(len(some), object)
         shapes[:] = [to_wkb(shape(g)) for g, _ in some]
@@ -268,7 +290,7 @@ def _geopackage(path, ds, segments, few=10_000):
             warnings.simplefilter("ignore") # the temporary file has another ending; no place on earth
             write(path, shapes, [np.array([o[k] for _, o in some], t) for k, t in kinds.items()],
                   np.array(list(kinds)), layer="segments", driver="GPKG", geometry_type="Polygon",
-                  crs=ds.crs and ds.crs.to_wkt(), append=more)
+                  crs=crs and crs.to_wkt(), append=more)
         more = True
 
 # %% ../../nbs/use/large.ipynb #3c833bd2
@@ -280,11 +302,26 @@ def _sieved(ds, least):
     a = ds.read(1)
     return sieve(a, least, mask=a != ds.nodata), a != ds.nodata
 
+def _place(ds):
+    "Transform and CRS of a map; if points give its place, the transform that fits them best"
+    from rasterio.transform import from_gcps
+    points, crs = ds.gcps
+    if not points or not ds.transform.is_identity: return ds.transform, ds.crs
+    if np.linalg.matrix_rank([(1, o.row, o.col) for o in points]) < 3:
+        raise ValueError(f"{ds.name}: a place takes three points that are not on one line")
+    return from_gcps(points), crs
+
 def _degrees(ds):
     "From the coordinates of a file to longitude and latitude"
     from rasterio.warp import transform_geom
-    if not ds.crs: return lambda o: o
-    return lambda o: transform_geom(ds.crs, "EPSG:4326", o, precision=7)
+    crs = _place(ds)[1]
+    if not crs: return lambda o: o
+    def degrees(o):
+        try: return transform_geom(crs, "EPSG:4326", o, precision=7)
+        except Exception: # GDAL's, which rasterio keeps private
+            raise ValueError(f"{ds.name} has places without longitude and latitude, which GeoJSON asks for: "
+                             "write .gpkg, in the map's own coordinates") from None
+    return degrees
 
 # %% ../../nbs/use/large.ipynb #dc2eab45
 class Frames:
