@@ -128,7 +128,8 @@ def update(self:PositionShare,
     ct = true*G*G + up[:, None]*G + left
     n, k = self.n_classes*G*G, self.table.shape[2]
     counted = pred[true!=self.ignore]
-    if self.n_clusters is None and counted.numel() and (more := int(counted.max())+1-k)>0:
+    if self.n_clusters is None and counted.numel():
+        more = max(0, int(counted.max())+1-k)
         self.table, k = F.pad(self.table, (0, more)), k+more
     ct = torch.where(true==self.ignore, n, ct)
     self.table += confusion(pred, ct, k, n, ignore=n).T.view_as(self.table).cpu()
