@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .data.labels import LabelSet, palette
+from .data.labels import LabelSet, palette, _legend
 from .data.folders import image_files, open_image, _drawing
 from .backbone import create_backbone
 from .fpn import PiCIENet, _whole_cells
@@ -66,15 +66,13 @@ def show(self:Segmentation,
 ):
     "Image and overlay side by side, with a legend of the clusters that occur"
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
     fig, axs = plt.subplots(1, 2, figsize=figsize)
     axs[0].imshow(self.image); axs[1].imshow(self.overlay(alpha))
     for ax in axs: ax.set_axis_off()
     colours = dict(zip(self.labels.names, self.labels.palette/255))
-    handles = [Patch(color=colours[n], label=f"{n} {s:.0%}")
-               for n, s in self.shares().items() if s >= .005]
-    axs[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, .5),
-                  frameon=False, fontsize=8)
+    found = {n: f"{n} {s:.0%}" for n, s in self.shares().items() if s >= .005}
+    _legend(axs[1], found.values(), [colours[n] for n in found], loc="center left",
+            bbox_to_anchor=(1.02, .5), frameon=False, fontsize=8)
     fig.tight_layout()
 
 # %% ../nbs/12_segmenter.ipynb #911067dc

@@ -198,6 +198,25 @@ def test_merged_after_a_no(world, photos):
     assert len(h.merged({"all": ["road", "sky"]}).hints) == 4 and len(h.named({"road": "street"}).hints) == 4
 
 
+@pytest.mark.parametrize("name", ["costs $5 & $6", r"$\frac$", "_background_"])
+def test_names_are_drawn_as_they_are(world, photos, name):
+    "Dollars make no formula, and what begins with _ is not left out"
+    plt = pytest.importorskip("matplotlib.pyplot")
+    from matplotlib.text import Text
+    from picie_nb.data.labels import LabelSet
+    from picie_nb.evaluate.report import evaluate
+    seg = Segmenter.load(world/"a.safetensors").named({k: f"{name}{k}" for k in range(4)})
+    def legend(): LabelSet([name, "sky"]).legend()
+    def confusion(): evaluate([np.eye(4, dtype=int)], [np.eye(4, dtype=int)], labels=LabelSet([name, "sky"])).plot_confusion()
+    for draw in (seg(photos/"0.png").show, picie_nb.all.cluster_gallery(seg, photos, n=1).show, legend, confusion):
+        plt.close("all")
+        draw()
+        plt.gcf().canvas.draw()
+        found = [o for o in plt.gcf().findobj(Text) if name in o.get_text()]
+        assert found and not any(o.get_parse_math() for o in found), draw
+    plt.close("all")
+
+
 def test_mask_of_another_image(tmp_path):
     "A mask that is the partner of one image is not that of another with the same name"
     for p in ("im/x/1.png", "im/y/1.png", "m/x/1.png"):

@@ -158,7 +158,7 @@ def show(self:ClusterGallery,
         chip = plt.Rectangle((.8, .1), .2, .8, color=labels.palette[k]/255, **at)
         row[0].add_patch(chip)
         row[0].text(.72, .5, f"{labels.names[k]}\n{self.shares[k]:.0%}",
-                    ha="right", va="center", **at)
+                    ha="right", va="center", parse_math=False, **at)
         for ax, p in zip(row[1:], self.patches[k]): ax.imshow(p.image)
     fig.tight_layout(pad=.3)
 
