@@ -128,21 +128,30 @@ class Segmenter:
         self.fine, self.hints = fine, list(hints)
         self.size, self.readout, self.tau = int(size), readout, float(tau)
         self.info, self.refine, self.tile = dict(info or {}), int(refine), int(tile)
-        self._check_sizes(size, tile)
+        self._check()
         self.groups, k = _classes(groups, len(centroids))
         colors = palette(k) if colors is None else colors
         self.labels = LabelSet(_unique_names(names, k), colors, ignore=max(255, k))
 
 # %% ../nbs/12_segmenter.ipynb #7e797214
 @patch
-def _check_sizes(self:Segmenter, size, tile):
+def _check(self:Segmenter):
     net = self.net.backbone
     if getattr(net, "fixed", False): # let it see larger images in tiles of its one size
         self.tile = side = min(net.built_for)
         if self.size <= side-net.pad_to:
             raise ValueError(f"{net.name} takes images of {side}x{side} pixels only: use size={side}")
-    if self.size < 1 or self.tile < 0:
-        raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
+    if bad := _beyond(self.size, self.tau, self.refine, self.tile):
+        raise ValueError("; ".join(f"{k}={getattr(self, k)}: {must}" for k, must in bad.items()))
+
+# %% ../nbs/12_segmenter.ipynb #c40f6e21
+def _beyond(size, tau, refine, tile)->dict: # {name: what it must be}
+    "Which of these numbers are refused, here and in files"
+    must = dict(size=(0 < size <= 2**14, "at least 1 and at most 16384"),
+                tau=(0 < tau < math.inf, "more than 0, and finite"),
+                refine=(0 <= refine <= 1000, "at least 0 and at most 1000"),
+                tile=(0 <= tile <= 2**14, "at least 0 and at most 16384"))
+    return {k: says for k, (ok, says) in must.items() if not ok}
 
 def _classes(groups, n:int)->tuple:
     "Class of each of `n` centroids, None: each its own; and the number of classes"
@@ -494,12 +503,11 @@ def _wrong_types(h:dict)->list: # keys
 def _wrong_values(h:dict)->list: # keys
     byte = lambda o: isinstance(o, int) and 0 <= o < 256
     rgb = lambda c: isinstance(c, list) and len(c) == 3 and all(map(byte, c))
-    fine = dict(size=0 < h["size"] <= 2**14, dim=h["dim"] > 0, tau=0 < h["tau"] < math.inf,
-                readout=h["readout"] in ("dot", "euclidean", "cosine"),
+    fine = dict(dim=h["dim"] > 0, readout=h["readout"] in ("dot", "euclidean", "cosine"),
                 names=h["names"] and all(isinstance(n, str) for n in h["names"]),
-                colors=len(h["colors"]) == len(h["names"]) and all(map(rgb, h["colors"])),
-                refine=0 <= h.get("refine", 0) <= 1000, tile=0 <= h.get("tile", 0) <= 2**14)
-    return [k for k, ok in fine.items() if not ok]
+                colors=len(h["colors"]) == len(h["names"]) and all(map(rgb, h["colors"])))
+    numbers = _beyond(h["size"], h["tau"], h.get("refine", 0), h.get("tile", 0))
+    return [*numbers, *(k for k, ok in fine.items() if not ok)]
 
 def _check_old(path, h:dict):
     if h.get("residual"):
