@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/segmenter.html.md"""
 __all__ = ['Segmentation', 'Segmenter', 'Hint', 'demo_model', 'demo_photos']
 
 # %% ../nbs/12_segmenter.ipynb #44d30892
-import hashlib, json, math, os, uuid, numpy as np, torch, torch.nn.functional as F, warnings
+import hashlib, json, math, os, re, uuid, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -198,6 +198,8 @@ def _unique_names(names, k:int)->list:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
         name, i = (own := names.get(c, f"cluster {c}")), 2
+        if own in res and re.fullmatch(r"cluster \d+", own): # it would look like a name given by hand
+            raise ValueError(f"{own!r} is what another cluster without a name is called: take another name")
         while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
     return res
@@ -380,23 +382,29 @@ def _with(self:Segmenter, **changes)->Segmenter:
     if "hints" not in changes: new.hints = self._told(new)
     return new
 
+# %% ../nbs/12_segmenter.ipynb #5e0b92d4
 @patch
 def _told(self:Segmenter, new:Segmenter)->list:
     "Hints with the names that their classes have in `new`"
     old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
-    def void(h): # "not road", where soil was found, says nothing when both are ground
-        if h.yes: return False
+    def told(h):
+        name = names.get(h.name, h.name)
+        if h.yes: return replace(h, name=name)
         at = int(scores(h.z[None], self.centroids.cpu(), self.readout).argmax())
-        return old[at] != h.name and now[at] == names.get(h.name)
-    return [replace(h, name=names.get(h.name, h.name)) for h in self.hints if not void(h)]
+        if old[at] == f"not {h.name}": # a class of its own, which may have got another name
+            if now[at] != f"not {name}": return replace(h, name=str(now[at]), yes=True)
+        elif old[at] != h.name and now[at] == name: return None # "not road", which was soil: both are ground
+        return replace(h, name=name)
+    return [o for h in self.hints if (o := told(h))]
 
+# %% ../nbs/12_segmenter.ipynb #a61d3f08
 @patch
 def _number(self:Segmenter, cluster)->int:
     "Number of a cluster that is given by number or by name"
     names = list(self.labels.names)
     if cluster in names: return names.index(cluster)
-    if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
+    if str(cluster).isdecimal() and int(cluster) < len(names): return int(cluster)
     raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
                      f"called {', '.join(names)}")
 
