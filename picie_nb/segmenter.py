@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/segmenter.html.md"""
 __all__ = ['Segmentation', 'Segmenter', 'Hint', 'demo_model', 'demo_photos']
 
 # %% ../nbs/12_segmenter.ipynb #44d30892
-import hashlib, json, math, os, uuid, numpy as np, torch, torch.nn.functional as F, warnings
+import hashlib, json, math, os, re, uuid, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .data.labels import LabelSet, palette
+from .data.labels import LabelSet, palette, _legend
 from .data.folders import image_files, open_image, _drawing
 from .backbone import create_backbone
 from .fpn import PiCIENet, _whole_cells
@@ -66,15 +66,13 @@ def show(self:Segmentation,
 ):
     "Image and overlay side by side, with a legend of the clusters that occur"
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
     fig, axs = plt.subplots(1, 2, figsize=figsize)
     axs[0].imshow(self.image); axs[1].imshow(self.overlay(alpha))
     for ax in axs: ax.set_axis_off()
     colours = dict(zip(self.labels.names, self.labels.palette/255))
-    handles = [Patch(color=colours[n], label=f"{n} {s:.0%}")
-               for n, s in self.shares().items() if s >= .005]
-    axs[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, .5),
-                  frameon=False, fontsize=8)
+    found = {n: f"{n} {s:.0%}" for n, s in self.shares().items() if s >= .005}
+    _legend(axs[1], found.values(), [colours[n] for n in found], loc="center left",
+            bbox_to_anchor=(1.02, .5), frameon=False, fontsize=8)
     fig.tight_layout()
 
 # %% ../nbs/12_segmenter.ipynb #911067dc
@@ -130,21 +128,30 @@ class Segmenter:
         self.fine, self.hints = fine, list(hints)
         self.size, self.readout, self.tau = int(size), readout, float(tau)
         self.info, self.refine, self.tile = dict(info or {}), int(refine), int(tile)
-        self._check_sizes(size, tile)
+        self._check()
         self.groups, k = _classes(groups, len(centroids))
         colors = palette(k) if colors is None else colors
         self.labels = LabelSet(_unique_names(names, k), colors, ignore=max(255, k))
 
 # %% ../nbs/12_segmenter.ipynb #7e797214
 @patch
-def _check_sizes(self:Segmenter, size, tile):
+def _check(self:Segmenter):
     net = self.net.backbone
     if getattr(net, "fixed", False): # let it see larger images in tiles of its one size
         self.tile = side = min(net.built_for)
         if self.size <= side-net.pad_to:
             raise ValueError(f"{net.name} takes images of {side}x{side} pixels only: use size={side}")
-    if self.size < 1 or self.tile < 0:
-        raise ValueError(f"size={size}, tile={tile}: at least 1, and at least 0")
+    if bad := _beyond(self.size, self.tau, self.refine, self.tile):
+        raise ValueError("; ".join(f"{k}={getattr(self, k)}: {must}" for k, must in bad.items()))
+
+# %% ../nbs/12_segmenter.ipynb #c40f6e21
+def _beyond(size, tau, refine, tile)->dict: # {name: what it must be}
+    "Which of these numbers are refused, here and in files"
+    must = dict(size=(0 < size <= 2**14, "at least 1 and at most 16384"),
+                tau=(0 < tau < math.inf, "more than 0, and finite"),
+                refine=(0 <= refine <= 1000, "at least 0 and at most 1000"),
+                tile=(0 <= tile <= 2**14, "at least 0 and at most 16384"))
+    return {k: says for k, (ok, says) in must.items() if not ok}
 
 def _classes(groups, n:int)->tuple:
     "Class of each of `n` centroids, None: each its own; and the number of classes"
@@ -191,6 +198,8 @@ def _unique_names(names, k:int)->list:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
         name, i = (own := names.get(c) or f"cluster {c}"), 2
+        if own in res and re.fullmatch(r"cluster \d+", own): # it would look like a name given by hand
+            raise ValueError(f"{own!r} is what another cluster without a name is called: take another name")
         while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
     return res
@@ -373,24 +382,30 @@ def _with(self:Segmenter, **changes)->Segmenter:
     if "hints" not in changes: new.hints = self._told(new)
     return new
 
+# %% ../nbs/12_segmenter.ipynb #5e0b92d4
 @patch
 def _told(self:Segmenter, new:Segmenter)->list:
     "Hints with the names that their classes have in `new`"
     old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
-    def void(h): # "not road", where soil was found, says nothing when both are ground
-        if h.yes: return False
+    def told(h):
+        name = names.get(h.name, h.name)
+        if h.yes: return replace(h, name=name)
         at = int(scores(h.z[None], self.centroids.cpu(), self.readout).argmax())
-        return old[at] != h.name and now[at] == names.get(h.name)
-    return [replace(h, name=names.get(h.name, h.name)) for h in self.hints if not void(h)]
+        if old[at] == f"not {h.name}": # a class of its own, which may have got another name
+            if now[at] != f"not {name}": return replace(h, name=str(now[at]), yes=True)
+        elif old[at] != h.name and now[at] == name: return None # "not road", which was soil: both are ground
+        return replace(h, name=name)
+    return [o for h in self.hints if (o := told(h))]
 
+# %% ../nbs/12_segmenter.ipynb #a61d3f08
 @patch
 def _number(self:Segmenter, cluster)->int:
     "Number of a cluster that is given by number or by name"
     names = list(self.labels.names)
     if isinstance(cluster, str): cluster = cluster.strip()
     if cluster in names: return names.index(cluster)
-    if str(cluster).isdigit() and int(cluster) < len(names): return int(cluster)
+    if str(cluster).isdecimal() and int(cluster) < len(names): return int(cluster)
     raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
                      f"called {', '.join(names)}")
 
@@ -497,12 +512,11 @@ def _wrong_types(h:dict)->list: # keys
 def _wrong_values(h:dict)->list: # keys
     byte = lambda o: isinstance(o, int) and 0 <= o < 256
     rgb = lambda c: isinstance(c, list) and len(c) == 3 and all(map(byte, c))
-    fine = dict(size=0 < h["size"] <= 2**14, dim=h["dim"] > 0, tau=0 < h["tau"] < math.inf,
-                readout=h["readout"] in ("dot", "euclidean", "cosine"),
+    fine = dict(dim=h["dim"] > 0, readout=h["readout"] in ("dot", "euclidean", "cosine"),
                 names=h["names"] and all(isinstance(n, str) for n in h["names"]),
-                colors=len(h["colors"]) == len(h["names"]) and all(map(rgb, h["colors"])),
-                refine=0 <= h.get("refine", 0) <= 1000, tile=0 <= h.get("tile", 0) <= 2**14)
-    return [k for k, ok in fine.items() if not ok]
+                colors=len(h["colors"]) == len(h["names"]) and all(map(rgb, h["colors"])))
+    numbers = _beyond(h["size"], h["tau"], h.get("refine", 0), h.get("tile", 0))
+    return [*numbers, *(k for k, ok in fine.items() if not ok)]
 
 def _check_old(path, h:dict):
     if h.get("residual"):

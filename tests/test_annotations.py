@@ -533,7 +533,7 @@ def test_command(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kw, says", [(dict(format="voc"), "known: coco"), (dict(format="yolo", masks=True), "polygons only"), (dict(masks=True, tolerance=1), "exact"), (dict(tolerance=-1), "0 or more"),
-                                      (dict(leave_out="sea"), "no cluster 'sea'"), (dict(leave_out=NAMES), "all clusters"), (dict(root="/elsewhere"), "does not lie in"), (dict(format="png", tolerance=1), "exact")])
+                                      (dict(leave_out="sea"), "no cluster 'sea'"), (dict(leave_out="²"), "no cluster '²'"), (dict(leave_out=NAMES), "all clusters"), (dict(root="/elsewhere"), "does not lie in"), (dict(format="png", tolerance=1), "exact")])
 def test_mistakes(kw, says, photos, tmp_path):
     with pytest.raises(ValueError, match=says): export_annotations([seg(DONUT, photos["a"])], tmp_path/"out", **kw)
     assert not [p for p in tmp_path.rglob("out*") if p.is_file()]

@@ -8,7 +8,7 @@ from picie_nb.clustering import kmeans
 from picie_nb.data.scenes import ToyScenes
 from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Segmenter
-from picie_nb.use.app import PhotoProject, picie_app
+from picie_nb.use.app import PhotoProject, picie_app, _part_names
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SLOW = 180 # seconds that a busy machine may take to start a kernel and import all
@@ -103,6 +103,50 @@ def test_names_colours_and_clicks_hold_together(world, photos):
     app.undo.click()
     assert app.status.value == "Not done: there is nothing to take back"
     assert not any(k.startswith("net.net.") for k in states[-1].net.state_dict()) # the network, not one that remembers
+
+
+def test_two_pages(world, photos):
+    "What another page has trained or named meanwhile is set aside, not lost; what this one wrote is not"
+    a, b = (PhotoProject(photos, world[1]) for _ in range(2))
+    torch.manual_seed(1)
+    other = Segmenter(PiCIENet(create_backbone("resnet18", pretrained=False), 32).eval(), torch.randn(3, 32), size=64)
+    b.change(other)
+    a.change(a.segmenter.named({0: "sky"}))
+    a.change(a.segmenter.named({1: "road"}))
+    kept = [Segmenter.load(f) for f in a.out.glob("segmenter-*")]
+    assert len(kept) == 2 and any(torch.equal(o.centroids, other.centroids) for o in kept)
+    b.undo()
+    assert any(Segmenter.load(f).labels.names[:2] == ["sky", "road"] for f in a.out.glob("segmenter-*"))
+
+
+def test_the_slider_keeps_names(world, photos):
+    "Fewer clusters and as many as before: the names are back, and parts of one cluster have plain numbers"
+    app = picie_app(photos, world[1])
+    app.tabs.selected_index = 2
+    names = "sky grass cow water tree road".split()
+    for o, n in zip(app.names, names): o.value = n
+    by_hand = app.project.segmenter
+    for k in (4, 12, 3, 2, 9):
+        app.k.value = k
+        found = app.project.segmenter.labels.names
+        assert len(found) == k and all(re.fullmatch(rf"({'|'.join(names)})( \d+)?", o) for o in found), found
+        assert {o.split()[0] for o in found} <= set(found), found # each has a part without a number
+    app.k.value = 6
+    assert app.project.segmenter is by_hand and [o.value for o in app.names] == names
+    app.k.value = 9
+    app.names[0].value = "mud" # from here on
+    assert (app.project.segmenter.labels.names[0], len(app.project.segmenter.labels)) == ("mud", 9)
+    app.k.value = 3; app.k.value = 9
+    assert app.names[0].value == "mud"
+
+
+def test_names_of_parts():
+    "The largest has the name, or the plain one if nothing else has it; numbers do not pile up"
+    names = ["sky", "sky 2", "cluster 2", "zone 1"]
+    assert _part_names(names, [0, 0, 0, 2], [1, 3, 2, 9]) == {1: "sky", 2: "sky 2", 0: "sky 3"}
+    assert _part_names(names, [1, 1, 2], [1, 3, 2]) == {1: "sky", 0: "sky 2"}
+    assert _part_names(names, [0, 1, 1], [1, 3, 2]) == {0: "sky", 1: "sky 2", 2: "sky 3"}
+    assert _part_names(names, [3, 3], [1, 3]) == {0: "zone 1 2", 1: "zone 1"}
 
 
 def test_photos_in_folders_and_a_hostile_name(world, photos):

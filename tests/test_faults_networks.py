@@ -296,6 +296,17 @@ def test_export_of_own(kind, tmp_path):
     assert not list(tmp_path.iterdir()) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("field, most", dict(size=2**14, tile=2**14, refine=1000).items())
+def test_what_no_file_may_hold(field, most, tmp_path):
+    "Is refused when a segmenter is made, not when its file is opened a year later"
+    net, mu = PiCIENet(create_backbone("test_resnet", pretrained=False), 16), torch.randn(4, 16)
+    again = Segmenter.load(Segmenter(net, mu, **{field: most}).save(tmp_path/"m.safetensors"))
+    assert getattr(again, field) == most
+    for bad, says in ({field: most+1}, f"{field}={most+1}: at least"), ({field: -1}, f"{field}=-1: at least"), (dict(tau=0), "tau=0.0: more than 0"):
+        with pytest.raises(ValueError, match=says) as e: again._with(**bad)
+        assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("net", NETS[:3])
 @pytest.mark.parametrize("w,h", ((200, 150), (40, 51), (64, 64)))
 def test_torch_export(net, w, h, tmp_path):

@@ -221,6 +221,57 @@ def test_merged_after_a_no(world, photos):
     assert len(h.merged({"all": ["road", "sky"]}).hints) == 4 and len(h.named({"road": "street"}).hints) == 4
 
 
+@pytest.mark.parametrize("name", ["costs $5 & $6", r"$\frac$", "_background_"])
+def test_names_are_drawn_as_they_are(world, photos, name):
+    "Dollars make no formula, and what begins with _ is not left out"
+    plt = pytest.importorskip("matplotlib.pyplot")
+    from matplotlib.text import Text
+    from picie_nb.data.labels import LabelSet
+    from picie_nb.evaluate.report import evaluate
+    seg = Segmenter.load(world/"a.safetensors").named({k: f"{name}{k}" for k in range(4)})
+    def legend(): LabelSet([name, "sky"]).legend()
+    def confusion(): evaluate([np.eye(4, dtype=int)], [np.eye(4, dtype=int)], labels=LabelSet([name, "sky"])).plot_confusion()
+    for draw in (seg(photos/"0.png").show, picie_nb.all.cluster_gallery(seg, photos, n=1).show, legend, confusion):
+        plt.close("all")
+        draw()
+        plt.gcf().canvas.draw()
+        found = [o for o in plt.gcf().findobj(Text) if name in o.get_text()]
+        assert found and not any(o.get_parse_math() for o in found), draw
+    plt.close("all")
+
+
+def test_photo_whose_name_is_not_utf8(world, photos, tmp_path):
+    "Its patches are shown, with a mark in its name"
+    import os
+    try: (photos/"0.png").rename(photos/os.fsdecode(b"caf\xe9.png"))
+    except OSError: pytest.skip("this disk takes names in UTF-8 only")
+    page = picie_nb.all.cluster_gallery(Segmenter.load(world/"a.safetensors"), photos).to_html(tmp_path/"g.html", title=os.fsdecode(b"\xe9"))
+    assert "caf?.png" in page.read_text(encoding="utf-8")
+
+
+def test_names_that_a_font_lacks(world, photos):
+    "All its unknown characters look alike, so the number is written beside them"
+    from picie_nb.use.gallery import _drawable
+    assert [_drawable(o, 3) for o in ("sky (blue) 2", "路面", "straße")] == ["sky (blue) 2", "3: 路面", "3: straße"]
+    seg, sheet = Segmenter.load(world/"a.safetensors"), picie_nb.all.contact_sheet
+    assert sheet(seg.named({k: "路面"[k % 2] for k in range(4)}), photos) != sheet(seg.named({k: "路"*(k+1) for k in range(4)}), photos)
+
+
+def test_what_a_gallery_refuses(world, photos):
+    gallery = picie_nb.all.cluster_gallery(Segmenter.load(world/"a.safetensors"), photos, n=1)
+    with pytest.raises(ValueError, match="no clusters to show"): gallery.show(clusters=[])
+    for window in (4, 0):
+        with pytest.raises(ValueError, match=f"window={window}: .* odd"): picie_nb.all.margins(torch.rand(3, 8, 9), window)
+
+
+def test_fields_of_classes(world, photos, tmp_path):
+    "The number of a class is not shown as that of a cluster, which may be the name of another"
+    name_clusters = pytest.importorskip("picie_nb.use.widgets").name_clusters
+    seg = Segmenter.load(world/"a.safetensors")
+    for s, what in ((seg, "cluster"), (seg.merged({"land": [0, 1]}), "class")):
+        assert [o.description for o in name_clusters(s, photos, tmp_path/"n.safetensors", n=1).names] == [f"{what} {k}" for k in range(len(s.labels))]
+
+
 def test_mask_of_another_image(tmp_path):
     "A mask that is the partner of one image is not that of another with the same name"
     for p in ("im/x/1.png", "im/y/1.png", "m/x/1.png"):

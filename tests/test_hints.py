@@ -50,6 +50,8 @@ def test_corrected_masks_are_hints(segmenter, tmp_path):
     assert all(class_at(new, h.image, h.x, h.y) == h.name for h in hints)
     assert hints_from_masks([PHOTO], [np.full((64, 96), 255)], a.labels) == []
     with pytest.raises(ValueError, match="longer"): hints_from_masks(a.files[:1], a, a.labels)
+    for wrong in (9, -1):
+        with pytest.raises(ValueError, match=rf"has classes \[{wrong}\], which are not in 0..4"): hints_from_masks([PHOTO], [np.full((64, 96), wrong)], a.labels)
 
 def test_calls_add_up(segmenter, tmp_path):
     "In one call, in several, or through a file without the images: the same"
@@ -94,6 +96,48 @@ def test_no(segmenter):
     seg = seg.hinted([(*b, "sky", False)]) # neither, then
     assert class_at(seg, *b) in ("not road", "not sky")
 
+def test_denied_for_every_class(segmenter):
+    "Two 'no' at one place, and nothing else was clicked: one class, which holds"
+    b = (PHOTO, .9, .8)
+    seg = segmenter.hinted([(PHOTO, .1, .2, "road"), (OTHER, .5, .5, "sky"), (*b, "road", False), (*b, "sky", False)])
+    assert seg.labels.names == ["road", "sky", "not road"] and seg.hint_report()["failed"] == [] and class_at(seg, *b) == "not road"
+
+@pytest.mark.parametrize("change, names", [(dict(named={"not road": "soil"}), ["road", "soil"]), (dict(named={"road": "street"}), ["street", "not road"]),
+    (dict(merged={"ground": ["road", "not road"]}), ["ground"])])
+def test_what_came_from_a_no_is_named(segmenter, change, names):
+    "It has its name, before and after further clicks, and is neither lost nor called wrong"
+    b = (PHOTO, .9, .8)
+    (method, arg), = change.items()
+    seg = getattr(segmenter.hinted([(PHOTO, .1, .2, "road"), (*b, "road", False)]), method)(arg)
+    later = seg.hinted([(OTHER, .5, .5, "tree")])
+    for s, want in ((seg, names), (later, [*names, "tree"])):
+        assert s.labels.names == want and class_at(s, *b) == names[-1] and list(s.hint_report()["clicks"]) == want and s.hint_report()["failed"] == []
+
+def test_alone_and_named(segmenter):
+    "The same where nothing but a 'no' was clicked; and with other settings it stays a 'no'"
+    seg = segmenter.hinted([(PHOTO, .9, .8, "road", False)])
+    assert not seg._with(refine=3).hints[0].yes
+    assert seg.named({"not road": "soil"}).hinted([(OTHER, .5, .5, "tree")]).labels.names == ["soil", "tree"]
+
+def test_renamed_to_what_was_denied(segmenter):
+    "Sky here, no road there; then sky is called road: the name counts, as it came later"
+    seg = segmenter.hinted([(PHOTO, .1, .2, "sky"), (PHOTO, .9, .8, "road", False)]).named({"sky": "road"})
+    assert seg.hint_report() == dict(clicks=dict(road=1), split=[], failed=[])
+    assert seg.hinted([(OTHER, .5, .5, "tree")]).labels.names == ["road", "tree"]
+
+def test_images_that_are_gone(segmenter):
+    "A generator of images in memory: none takes the features of another that had its place"
+    def image(i): return np.random.default_rng(i).integers(0, 255, (64, 96, 3), np.uint8)
+    listed, streamed = (segmenter.hinted(kind((image(i), .5, .5, f"class {i}") for i in range(12))) for kind in (list, iter))
+    assert streamed.labels.names == listed.labels.names and all(torch.equal(a.z, b.z) for a, b in zip(streamed.hints, listed.hints))
+
+def test_nameless_stays_nameless(segmenter):
+    "No cluster gets the number of another for a name: that one's would change, and count as given by hand"
+    with pytest.raises(ValueError, match="'cluster 3' is what another cluster without a name is called"): segmenter.named({0: "cluster 3"})
+    assert segmenter.named({0: "cluster 9"}).hinted([(PHOTO, .5, .5, "road")]).labels.names == ["road"]
+    assert segmenter.merged({"cluster 3": [0]}).labels.names == ["cluster 3", "cluster 1", "cluster 2", "cluster 4"]
+    with pytest.raises(ValueError, match="No cluster '²'"): segmenter.named({"²": "road"})
+
 def test_later_click_counts(segmenter):
     with pytest.warns(UserWarning, match="1 of 2 clicks contradict a later one"):
         seg = segmenter.hinted([(PHOTO, .1, .2, "road"), (PHOTO, .1, .2, "sky")])
@@ -136,6 +180,14 @@ def test_given_names_stay(segmenter):
     assert sorted(h.name for h in new.hints) == ["ground", "ground", "plant"]
     assert set(new.hinted([(OTHER, .1, .1, "plant")]).labels.names) == {"ground", "plant"}
 
+@pytest.mark.parametrize("readout, k", [("dot", 0), ("euclidean", 1), ("cosine", 1)])
+def test_colour_of_the_cluster_clicked(segmenter, readout, k):
+    "The cluster that the segmenter says is there, by its own readout"
+    mu = torch.zeros(2, D)
+    mu[0, 0], mu[1, :2] = 2, torch.tensor([.8, .6])
+    seg = Segmenter(segmenter.net, mu, size=64, readout=readout)
+    assert seg.hinted([Hint("a", .5, .5, "road", z=mu[1])]).labels.palette[0].tolist() == seg.labels.palette[k].tolist()
+
 def test_colours_are_distinct(segmenter):
     seg = segmenter.hinted([(PHOTO, x, y, f"{x}{y}") for x in (.1, .3, .5, .7, .9) for y in (.1, .5, .9)])
     assert len(np.unique(seg.labels.palette, axis=0)) == 15
@@ -165,7 +217,7 @@ def test_mistakes(segmenter, hints, told):
     with pytest.raises((ValueError, FileNotFoundError), match=told): segmenter.hinted(hints)
 
 def test_other_readouts(segmenter):
-    seg = segmenter._with(readout="euclidean").hinted(CLICKS)
+    seg = segmenter._with(readout="euclidean", centroids=segmenter.centroids[:, :D]).hinted(CLICKS)
     assert seg.readout == "dot" and [class_at(seg, *c[:3]) for c in CLICKS] == [c[3] for c in CLICKS]
 
 def test_biases_travel(segmenter, tmp_path):

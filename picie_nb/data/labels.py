@@ -242,6 +242,7 @@ def colorize(self:LabelSet,
                          'is it a raw mask? Call `labels.map(mask)` first')
     return np.where(void[..., None], 0, self.palette[np.where(void, 0, mask)]).astype(np.uint8)
 
+# %% ../../nbs/data/labels.ipynb #9d27c5b3
 @patch
 def legend(self:LabelSet,
     ax=None, # matplotlib axes to draw on; None: a new figure
@@ -249,12 +250,17 @@ def legend(self:LabelSet,
 ): # the axes
     "Draw a legend of names and colours"
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
     if ax is None: ax = plt.subplots(figsize=(1.8, .25*len(self)+.2))[1]
     if not ax.has_data(): ax.axis('off')
-    handles = [Patch(color=c/255, label=n) for n, c in zip(self.names, self.palette)]
-    ax.legend(handles=handles, **{**dict(loc='center', frameon=False, fontsize=9), **kwargs})
+    _legend(ax, self.names, self.palette/255,
+            **{**dict(loc='center', frameon=False, fontsize=9), **kwargs})
     return ax
+
+def _legend(ax, names, colors, **kwargs):
+    "Names as they are: not as formulas between dollars, and with those that begin with _"
+    from matplotlib.patches import Patch
+    legend = ax.legend(handles=[Patch(color=c, label=' ') for c in colors], **kwargs)
+    for o, n in zip(legend.get_texts(), names): o.set(parse_math=False, text=n)
 
 # %% ../../nbs/data/labels.ipynb #5ae489d3
 def _opaque(im): # without a band of transparency that hides nothing

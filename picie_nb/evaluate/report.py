@@ -311,7 +311,7 @@ def _frame(x, y):
 def _ticks(ax, names, order):
     "All classes by name; every cluster's number, or with very many of them every few"
     size, step = 9 if len(names)<=30 else 9*30/len(names), -(-len(order)//40)
-    ax.set_yticks(range(len(names)), names, fontsize=size)
+    ax.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     turn = 90 if len(order)>12 else 0
     ax.set_xticks(range(0, len(order), step), order[::step], fontsize=min(size, 8), rotation=turn)
 

@@ -602,7 +602,7 @@ def _kept(labels, leave_out)->list:
     leave_out = [leave_out] if isinstance(leave_out, (str, int)) else list(leave_out)
     def number(o):
         if str(o) in names: return names.index(str(o))
-        if str(o).isdigit() and int(o) < len(names): return int(o)
+        if str(o).isdecimal() and int(o) < len(names): return int(o)
         raise ValueError(f"leave_out: no cluster {o!r}; there are {', '.join(names)}, numbered from 0")
     out = {number(o) for o in leave_out}
     if len(out) == len(names): raise ValueError("leave_out names all clusters")

@@ -23,6 +23,7 @@ from ..backbone import efficientnet_lite0_weights
 from ..clustering import assign, kmeans, scores
 from ..data.folders import image_files, open_image, picie_dls, readable
 from ..learner import picie_learner
+from ..regions import cut_tree
 from ..segmenter import Hint, Segmentation, Segmenter, _replacing
 from ..training.checkpoint import _found
 from .annotations import export_annotations
@@ -40,9 +41,9 @@ class PhotoProject:
         model=None, # a segmenter's file, if the project has none yet
         out=None, # folder for all that is written, default FOLDER-picie
     ):
-        self.folder, self.states, self._seen = Path(folder).absolute(), [], None
+        self.folder, self.states, self._known = Path(folder).absolute(), [], None
         self.out = _out_folder(self.folder, out)
-        self.path, self._tree = self.out/"segmenter.safetensors", None
+        self.path, self._tree, self._seen = self.out/"segmenter.safetensors", None, None
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             files = [f for f in image_files(self.folder) if self.out not in f.parents]
@@ -75,6 +76,10 @@ def _set_aside(path):
     names = (path.with_stem(f"{path.stem}-{n}") for n in count(2))
     shutil.copy2(path, next(o for o in names if not o.exists()))
 
+def _stamp(path):
+    "By which to tell whether a file is still the one that was read or written"
+    return path.exists() and ((o := path.stat()).st_ino, o.st_size, o.st_mtime_ns)
+
 def _write_json(path, obj):
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(json.dumps(obj, indent=1)+"\n")
@@ -85,18 +90,14 @@ def change(self:PhotoProject,
     segmenter:Segmenter, # the next state
 ):
     "Go on with another segmenter, and save it"
-    other = not self.states or self.segmenter.net is not segmenter.net
-    if other and self.path.exists(): _set_aside(self.path)
-    segmenter.save(self.path)
+    self._save(segmenter)
     self.states = self.states[-50:]+[segmenter]
 
 @patch
 def undo(self:PhotoProject):
     "Go back to the state before the last change"
     if len(self.states) < 2: raise ValueError("there is nothing to take back")
-    old, new = self.states[-2:]
-    if old.net is not new.net and self.path.exists(): _set_aside(self.path)
-    old.save(self.path)
+    self._save(self.states[-2])
     self.states.pop()
 
 @patch
@@ -105,9 +106,18 @@ def load(self:PhotoProject,
 ):
     "Go on with the segmenter of a file"
     path = Path(path).expanduser().absolute()
-    segmenter = Segmenter.load(path)
-    if path == self.path: self.states.append(segmenter)
+    known, segmenter = path == self.path and _stamp(path), Segmenter.load(path)
+    if known: self.states, self._known = self.states+[segmenter], known
     else: self.change(segmenter)
+
+# %% ../../nbs/use/app.ipynb #f1c83b6e
+@patch
+def _save(self:PhotoProject, segmenter):
+    "What has another network, or was not written here, is set aside first"
+    same = self.states and self.segmenter.net is segmenter.net and _stamp(self.path) == self._known
+    if self.path.exists() and not same: _set_aside(self.path)
+    segmenter.save(self.path)
+    self._known = _stamp(self.path)
 
 # %% ../../nbs/use/app.ipynb #f99f29b8
 def photo_pairs(
@@ -219,11 +229,25 @@ def recut(
     k:int, # number of clusters
 )->Segmenter:
     "Cut the tree at K, and keep the names"
-    new, names = tree.at(k), segmenter.labels.names
+    new, size = tree.at(k), cut_tree(tree.tree, k).bincount(tree.counts)
     mu = _points(new).T[None, :, :, None]
     s = segmenter._grouped(scores(mu, segmenter.centroids, segmenter.readout))
     owner = s[0, :, :, 0].argmax(0).tolist()
-    return new.named({i: names[o] for i, o in enumerate(owner) if _has_name(names[o])})
+    return new.named(_part_names(segmenter.labels.names, owner, size.tolist()))
+
+# %% ../../nbs/use/app.ipynb #b7e2405d
+def _part_names(names, owner, size):
+    "Of parts of one cluster the largest has its name, others the next free number behind it"
+    stem = lambda n: o if (o := re.sub(r" \d+$", "", n)) in names else n
+    there, res = {names[o] for o in owner}, {}
+    plain = lambda n: n if stem(n) in there else stem(n)
+    parts = [i for i in np.argsort(-np.array(size), kind="stable") if _has_name(names[owner[i]])]
+    for i in parts:
+        if (n := plain(names[owner[i]])) not in res.values(): res[i] = n
+    for i in parts:
+        many = (f"{stem(names[owner[i]])} {j}" for j in count(2))
+        if i not in res: res[i] = next(o for o in many if o not in res.values())
+    return res
 
 def _has_name(name): return not re.fullmatch(r"cluster \d+", name)
 
@@ -477,7 +501,11 @@ def _show_clusters(self:PicieApp):
 # %% ../../nbs/use/app.ipynb #4f2e4f2a
 @patch
 def _cut(self:PicieApp):
-    self.project.change(recut(self.project.segmenter, self.project.tree(), self.k.value))
+    now, k = self.project.segmenter, self.k.value
+    named = getattr(now, "_cut_from", now) # the last that was named or clicked by hand
+    new = named if k == len(named.labels) else recut(named, self.project.tree(), k)
+    if new is not named: new._cut_from = named
+    self.project.change(new)
     self._show_clusters()
     self.fresh[2] = self.project.segmenter
 

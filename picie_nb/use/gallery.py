@@ -11,7 +11,7 @@ __all__ = ['margins', 'ImagePatch', 'ClusterGallery', 'cluster_gallery', 'contac
 import base64, html, io, numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass, field
 from pathlib import Path
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from fastcore.basics import patch
 from ..data.folders import open_image
@@ -21,9 +21,11 @@ import picie_nb.use.stream
 # %% ../../nbs/use/gallery.ipynb #e8497c5b
 def margins(
     s:Tensor, # scores, (K,h,w)
-    window:int=5, # side of the patch, in cells
+    window:int=5, # side of the patch, in cells, odd
 )->Tensor: # (K,h,w), mean margin around each cell, counting only cells of that cluster
     "How typical is each place of each cluster?"
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window}: a cell in the middle needs an odd number")
     if len(s) < 2: return torch.ones_like(s)
     top = s.topk(2, 0)
     margin = top.values[0]-top.values[1]
@@ -150,6 +152,7 @@ def show(self:ClusterGallery,
     labels, number = self.segmenter.labels, self.segmenter._number
     ks = [k for k in np.argsort(-self.shares) if self.shares[k]]
     if clusters is not None: ks = [number(c) for c in clusters]
+    if not ks: raise ValueError("no clusters to show: name at least one")
     fig, axs = plt.subplots(len(ks), n+1, figsize=(1.05*(n+2), 1.1*len(ks)),
                             squeeze=False, width_ratios=[1.8]+[1]*n)
     for row, k in zip(axs, ks):
@@ -158,7 +161,7 @@ def show(self:ClusterGallery,
         chip = plt.Rectangle((.8, .1), .2, .8, color=labels.palette[k]/255, **at)
         row[0].add_patch(chip)
         row[0].text(.72, .5, f"{labels.names[k]}\n{self.shares[k]:.0%}",
-                    ha="right", va="center", **at)
+                    ha="right", va="center", parse_math=False, **at)
         for ax, p in zip(row[1:], self.patches[k]): ax.imshow(p.image)
     fig.tight_layout(pad=.3)
 
@@ -208,7 +211,7 @@ def to_html(self:ClusterGallery,
             f' first. Patches are the places where a cluster wins by the largest margin.</p>'
             f'{body}</body></html>')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8")
+    with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 # %% ../../nbs/use/gallery.ipynb #b537447d
@@ -257,11 +260,17 @@ def _sheet(pairs, share, side, labels):
             left, top = i % cols*w+2*gap+j*(side+gap//2), i//cols*h+gap
             sheet.paste(o, (left+(side-o.width)//2, top+(side-o.height)//2))
     for i, k in enumerate(legend):
-        x, y, name = i % per_row*150+2*gap, rows*h+gap+i//per_row*line, labels.names[k]
+        x, y, name = i % per_row*150+2*gap, rows*h+gap+i//per_row*line, _drawable(labels.names[k], k)
         draw.rectangle((x, y+2, x+12, y+14), fill=tuple(map(int, labels.palette[k])))
         short = name if len(name) < 15 else name[:13]+'..'
         draw.text((x+18, y+1), f"{short} {share[k]:.0%}", fill="black", font_size=12)
     return sheet
+
+def _drawable(name, k):
+    "A name, with its number if the font lacks some of its characters, which all look alike"
+    font = ImageFont.load_default(12)
+    look = lambda o: (font.getmask(o).size, bytes(font.getmask(o)))
+    return f"{k}: {name}" if any(look(o) == look("\uffff") for o in name) else name
 
 # %% ../../nbs/use/gallery.ipynb #f9aaa146
 @dataclass

@@ -33,10 +33,19 @@ def hints_from_masks(
     res = []
     for im, y in zip(images, masks, strict=True):
         y = np.asarray(y)
-        size = np.bincount(y[y != labels.ignore], minlength=len(labels))
+        size = np.bincount(_known(y, labels), minlength=len(labels))
         for c in np.argsort(-size, kind="stable")[:(size >= max(least, 1)).sum()]:
             res += [Hint(im, px, py, labels.names[c]) for px, py in _middles(y == c, n)]
     return res
+
+# %% ../../nbs/use/names.ipynb #3c1f7a90
+def _known(y, labels):
+    "The classes of a mask, without those to ignore"
+    y = y[y != labels.ignore]
+    if len(bad := np.unique(y[(y < 0)|(y >= len(labels))])):
+        raise ValueError(f"a mask has classes {bad.tolist()[:8]}, which are not in "
+                         f"0..{len(labels)-1}: give the labels of these masks")
+    return y
 
 def _middles(mask, n):
     "Middle of the largest disc in a mask, and of the largest beside it, ..."
@@ -111,7 +120,7 @@ def _image_name(source, im)->str:
 def _looked_up(segmenter, hints)->list:
     "Clicks with their features; the network sees each image once"
     res, seen = [], {}
-    for h in map(_as_hint, hints):
+    for h in list(map(_as_hint, hints)): # all at once: the id of an image is its own while it lives
         if h.z is not None: res.append(h); continue
         key = str(h.image) if isinstance(h.image, (str, Path)) else id(h.image)
         if key not in seen:
@@ -151,9 +160,9 @@ def _resolved(hints)->list:
     z, yes = torch.stack([h.z for h in hints]), [i for i, h in enumerate(hints) if h.yes]
     def name(i, h):
         if h.yes: return h.name
-        denied = {o.name for o, s in zip(hints, z@z[i]) if not o.yes and s > .999}
+        denied = [o.name for o, s in zip(hints, z@z[i]) if not o.yes and s > .999]
         near = [(float(z[i]@z[j]), hints[j].name) for j in yes if hints[j].name not in denied]
-        return max(near)[1] if near else f"not {h.name}"
+        return max(near)[1] if near else f"not {denied[0]}" # one place, one class
     return [name(i, h) for i, h in enumerate(hints)]
 
 def _class_colors(segmenter, hints, names)->np.ndarray:
@@ -163,7 +172,7 @@ def _class_colors(segmenter, hints, names)->np.ndarray:
     res, more = {n: old[n]
                  for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
     for h, n in zip(hints, names):
-        s = scores(h.z[None], segmenter.centroids.cpu(), "dot")
+        s = scores(h.z[None], segmenter.centroids.cpu(), segmenter.readout)
         found = labels.names[owner[int(s.argmax())]]
         first = [old[found]] if re.fullmatch(r"cluster \d+", found) else []
         if n not in res: res[n] = next(c for c in first+more if c not in res.values())
@@ -197,7 +206,7 @@ def hint_report(self:Segmenter)->dict:
     fine = (_points(self) if self.fine is None else self.fine).cpu()
     found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
     owner = self.groups or range(len(self.centroids))
-    best = scores(z, self.centroids.cpu(), "dot").argmax(1)
+    best = scores(z, self.centroids.cpu(), self.readout).argmax(1)
     says = [self.labels.names[owner[i]] for i in best]
     split = {k: sorted({n for n, f in zip(names, found) if f == k})
              for k in sorted(set(found))}

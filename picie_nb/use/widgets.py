@@ -379,8 +379,8 @@ def name_clusters(
         raise ValueError(f"{path}: a segmenter is saved as safetensors, "
                          "so the name must end in .safetensors")
     gallery, labels = cluster_gallery(segmenter, images, n), segmenter.labels
-    names = [w.Text(o, description=f"cluster {k}")
-             for k, o in enumerate(labels.names)]
+    what = "class" if segmenter.groups else "cluster" # numbers of clusters may be names
+    names = [w.Text(o, description=f"{what} {k}") for k, o in enumerate(labels.names)]
     save, status = w.Button(description="save", button_style="primary"), w.Label()
     rows = [*_name_rows(gallery, names), *_unread(gallery), w.HBox([save, status])]
     panel = _Panel("name_clusters", "a text field for the name of each cluster, "
