@@ -270,7 +270,7 @@ def _known_dataset(images, dataset, valid, masks, labels, splits, kw):
     "As `_dataset`, for a folder in a layout that the library knows"
     from picie_nb.data import catalog as datasets
     makers = {k: getattr(datasets, k) for k in ("cocostuff", "cityscapes", "camvid", "pascal")}
-    makers["auto"] = datasets.open_dataset
+    makers["auto"] = lambda o, **kws: datasets.open_dataset(o, seed=kw.get("seed", 42), **kws)
     if dataset not in makers: raise ValueError(f"--dataset {dataset}: use one of {', '.join(makers)}")
     if masks or valid and dataset != "camvid":
         raise ValueError(f"--dataset {dataset} finds validation images and masks by itself: "
@@ -356,7 +356,7 @@ def picie_check(
     "Look at every image and mask of a data set before training on it"
     from picie_nb.data.catalog import check_dataset, open_dataset
     given = {k: v for k, v in dict(labels=labels, splits=splits).items() if v}
-    res = check_dataset(open_dataset(root, **given), n_workers=num_workers)
+    res = check_dataset(open_dataset(root, seed=0, **given), n_workers=num_workers)
     print(res)
     if json: print(f"wrote {_write_json(json, res.to_dict())}")
     return 0 if res.ok else 1

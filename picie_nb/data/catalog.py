@@ -19,7 +19,8 @@ import os
 import numpy as np
 from fastcore.basics import patch
 from .folders import IMAGE_SUFFIXES, image_files, open_image, picie_dls
-from .folders import _as_labels, _mask_values, _nfc, _open, _spelled, _split_files
+from .folders import _KEEP, _alike, _as_labels, _mask_values, _nfc, _open, _spelled
+from .folders import _split_files, _upright
 from .labels import LABELSETS, LabelSet, _WHITE, _lines
 
 # %% ../../nbs/data/catalog.ipynb #3daf9c7f
@@ -254,7 +255,13 @@ def camvid(
 # %% ../../nbs/data/catalog.ipynb #0a3b1d43
 def _by_name(f, images, masks, found):
     rel = Path(os.path.relpath(f, images)).with_suffix('')
-    return found.get(_nfc(rel)) or Path(masks)/rel.with_name(rel.name+'.png')
+    ms = found.get(_nfc(rel)) or [Path(masks)/rel.with_name(rel.name+'.png')]
+    if len(ms)>1: raise ValueError(f'{f} fits {len(ms)} masks, {ms[0]} and {ms[1]}: {_KEEP}')
+    return ms[0]
+
+def _title(images): # the name of a folder, or of the one above `images`
+    path = Path(os.path.abspath(images))
+    return path.name.lower()=='images' and path.parent.name or path.name
 
 def folders(
     images, # folder of images, nested or not
@@ -268,10 +275,13 @@ def folders(
     root = Path(os.path.commonpath([os.path.abspath(o) for o in (images, masks or images)]))
     mask_of = None
     if masks:
-        found = {_nfc(m.relative_to(masks).with_suffix('')): m for m in image_files(masks, drawn=True)}
+        found = {}
+        for m in image_files(masks, drawn=True):
+            found.setdefault(_nfc(m.relative_to(masks).with_suffix('')), []).append(m)
         mask_of = partial(_by_name, images=images, masks=masks, found=found)
-    how = f'random {valid:.0%}' if isinstance(valid, float) else 'chosen'
-    return DataSet(Path(images).name, train, val, mask_of, _as_labels(labels), how, root)
+        for f in val: mask_of(f)
+    how = f'random {100*valid:g}%, seed {seed}' if isinstance(valid, float) else 'chosen'
+    return DataSet(_title(images), train, val, mask_of, _as_labels(labels), how, root)
 
 # %% ../../nbs/data/catalog.ipynb #bf2159dd
 def pascal(
@@ -295,6 +305,7 @@ def pascal(
 # %% ../../nbs/data/catalog.ipynb #aad4d5d3
 def open_dataset(
     root, # folder of a data set in one of the known layouts, or any folder of images
+    seed:int=42, # of a random choice of validation images, where the layout has none
     **kwargs # passed on to `cocostuff`, `cityscapes`, `camvid`, `pascal` or `folders`
 )->DataSet:
     "Recognise the layout of `root` and open it"
@@ -307,6 +318,7 @@ def open_dataset(
     if has('images/train2017', 'images/val2017', 'train2017', 'val2017'): return cocostuff(root, **kwargs)
     if has('JPEGImages'): return pascal(root, **kwargs)
     if has('images/train') and has('images/val', 'images/test'): return camvid(root, **kwargs)
+    kwargs['seed'] = seed
     if has('images') and has('masks'): return folders(root/'images', root/'masks', **kwargs)
     return folders(root, **kwargs)
 
@@ -364,8 +376,6 @@ def _attempt(read, f, absent, broken): # what `read(f)` gives, or the `Problem`
         why = str(e.__cause__ or e).replace(f'{f}: ', '').replace(str(f), f.name)
         return Problem(f, f'cannot be used: {why}', broken)
 
-def _upright(im): return im.size[::-1] if im.getexif().get(0x112, 1)>=5 else im.size
-
 def _check_image(item, quick, right, labels=None): # a `Problem`, or values, counts, ratio of the mask
     f, m = item
     read = (lambda f: _open(f, _upright)) if quick else (lambda f: open_image(f).size)
@@ -377,7 +387,7 @@ def _check_image(item, quick, right, labels=None): # a `Problem`, or values, cou
     got = _attempt(partial(_values, labels=labels), m, absent, right or 'save one class number per pixel')
     if isinstance(got, Problem): return got
     (w, h), ((mw, mh), vals, n) = size, got
-    if abs(w*mh-h*mw) <= max(w, h, mw, mh): return vals, n, mw/w
+    if _alike(size, (mw, mh)): return vals, n, mw/w
     what = f'is {mw}x{mh}, its image {w}x{h}: different proportions'
     return Problem(m, what, 'find the mask of the whole image')
 

@@ -118,9 +118,13 @@ def _pillow(path):
         _plug_in()
         return Image.open(path)
 
+def _turned(im): return im.getexif().get(0x112, 1)>=5 # does the file hold it lying on its side?
+
 def _open(path, f):
     try:
-        with _pillow(path) as im: return f(im)
+        with _pillow(path) as im:
+            if im.format=='TIFF' and _turned(im): im.filename = '' # mapped into memory, it would be scrambled
+            return f(im)
     except FileNotFoundError: raise FileNotFoundError(f'{path} does not exist') from None
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}') from e
     except Image.DecompressionBombError as e:
@@ -258,37 +262,79 @@ def match_masks(
     files:list, # images
     root, # folder that their relative paths start from; or several, of which the first that fits all is taken
     masks, # folder of the masks
+    others:list=(), # images that need no mask here, but may have one
 )->dict: # `{image file: mask file}`
     "Find the mask of every image by relative path, or else by name"
     masks, exact, named = Path(masks), {}, {}
     for m in image_files(masks, drawn=True):
-        exact.setdefault(_nfc(m.relative_to(masks).with_suffix('')), []).append(m)
+        exact.setdefault(_below(m, masks), []).append(m)
         named.setdefault(_nfc(m.stem), []).append(m)
     roots = [root] if isinstance(root, (str, Path)) else root
-    def below(f, root): return _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
-    fits = (o for o in roots[:-1] if all(below(f, o) in exact for f in files))
-    root, res, missing = next(fits, roots[-1]), {}, []
-    taken = {m for f in files for m in exact.get(below(f, root), [])} # by images whose path they have
-    for f in files:
-        rel = below(f, root)
-        found = exact.get(rel) or _nearest(f, [m for m in named.get(rel.name, []) if m not in taken])
-        if len(found)>1: raise ValueError(f'{f} fits {len(found)} masks, {found[0]} and {found[1]}: '
-                                          'keep one, or give as `masks` a function of the image path')
-        if found: res[f] = found[0]
-        else: missing.append(f)
-    if missing:
-        raise FileNotFoundError(f'{len(missing)} of {len(files)} images have no mask in {masks}, first '
-            f'{", ".join(o.name for o in missing[:3])}: '
-            f'expected the same name, as {masks/(missing[0].stem+".png")}; '
-            'if names differ, give as `masks` a function of the image path')
-    return res
+    fits = (o for o in roots[:-1] if all(_below(f, o) in exact for f in files))
+    root = next(fits, roots[-1])
+    res = {f: exact.get(_below(f, root), []) for f in files}
+    if loose := [f for f, ms in res.items() if not ms]:
+        res.update(_matched_by_name(loose, [*files, *others], roots, masks, exact, named))
+    for f, ms in res.items():
+        if len(ms)>1: raise ValueError(f'{f} fits {len(ms)} masks, {ms[0]} and {ms[1]}: {_KEEP}')
+    if missing := [f for f, ms in res.items() if not ms]: raise FileNotFoundError(
+        _no_mask(missing, len(files), masks, named.get(_nfc(missing[0].stem))))
+    owner = {ms[0]: f for f, ms in reversed(res.items())}
+    for f, (m,) in res.items():
+        if owner[m]!=f: raise ValueError(f'{owner[m]} and {f} fit one mask, {m}: {_KEEP}')
+    return {f: m for f, (m,) in res.items()}
 
 # %% ../../nbs/data/folders.ipynb #3c64a00d
+_KEEP = 'keep one, or give as `masks` a function of the image path'
+
+def _below(f, root): return _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
+
+def _no_mask(missing, n, masks, alike):
+    why = f'expected the same name, as {masks/(missing[0].stem+".png")}; if names differ, give'
+    if alike: why = f'{alike[0]} has the name of {missing[0]}, but belongs elsewhere by its path; if not, give'
+    return (f'{len(missing)} of {n} images have no mask in {masks}, first '
+            f'{", ".join(o.name for o in missing[:3])}: {why} as `masks` a function of the image path')
+
+def _full(f): return Path(os.path.abspath(f))
+
+def _shared(f, m): # folder names that two files have in common, counted from the end
+    a, b = (_nfc(_full(o)).parts[-2::-1] for o in (f, m))
+    return next((i for i, (p, q) in enumerate(zip(a, b)) if p!=q), 99)
+
 def _nearest(f, masks):
-    above = _nfc(f).parts[-2::-1]
-    def shared(m): return next((i for i, (a, b) in enumerate(zip(above, _nfc(m).parts[-2::-1])) if a!=b), 99)
-    best = max(map(shared, masks), default=0)
-    return [m for m in masks if shared(m)==best]
+    best = max((_shared(f, m) for m in masks), default=0)
+    return [m for m in masks if _shared(f, m)==best]
+
+def _wins(f, m, rivals): # does no other image lie as near to the mask?
+    near = {g: _shared(g, m) for g in rivals}
+    even = [g for g in rivals if g!=f and near[g]==near[f]]
+    if even and near[f]==max(near.values()): raise ValueError(f'{f} and {even[0]} fit one mask, {m}: {_KEEP}')
+    return near[f]==max(near.values())
+
+# %% ../../nbs/data/folders.ipynb #b3c0a7d2
+def _wanted(loose, images, roots, masks, exact, alike): # {image: nearest masks}, of images without their own
+    ends, stems = {f.suffix for f in images}, {_nfc(f.stem) for f in loose}
+    at = ((m, Path(r)/m.relative_to(masks).with_name(m.stem+e))
+          for m in {m for f in loose for m in alike(f)} for r in roots for e in ends)
+    beside = [f for m, f in at if f!=m and f.exists()] # images on the disk that have the path of such a mask
+    images = {_full(f) for f in [*images, *beside] if _nfc(f.stem) in stems}-{*map(_full, loose)}
+    own = {f: {m for r in roots for m in exact.get(_below(f, r), [])} for f in images}
+    taken = set().union(*own.values())
+    left = [f for f in images if not own[f]]+[*map(_full, loose)]
+    return {f: _nearest(f, [m for m in alike(f) if m not in taken]) for f in left}
+
+def _matched_by_name(loose, images, roots, masks, exact, named): # {image: masks}
+    def alike(f): return named.get(_nfc(f.stem), [])
+    def stray(f, m): return m.parent!=masks and not _shared(f, m) # in a subfolder of other images?
+    wants, claims = _wanted(loose, images, roots, masks, exact, alike), {}
+    for f, ms in wants.items():
+        for m in ms: claims.setdefault(m, []).append(f)
+    res = {f: wants[_full(f)] for f in loose}
+    one = {f: ms[0] for f, ms in res.items() if len(ms)==1}
+    lost = {f for f, m in one.items() if not _wins(_full(f), m, claims[m])}
+    astray = {f for f, m in one.items() if stray(f, m)}
+    if astray and any(m.parent!=masks and _shared(f, m) for f in images for m in alike(f)): lost |= astray
+    return {f: [] if f in lost else ms for f, ms in res.items()}
 
 # %% ../../nbs/data/folders.ipynb #cdaa43c9
 def _files(o):
@@ -423,11 +469,17 @@ def _label_mask(y, labels): return _label_mask_class(labels)(y)
 copyreg.pickle(_MaskType, lambda c: (_label_mask_class, (c.labels,)))
 
 # %% ../../nbs/data/folders.ipynb #20fd8eb2
+def _upright(im): # (width, height), before pixels are read
+    w = getattr(im, 'tag_v2', {}).get(256, im.width) # Pillow may have turned a TIFF's
+    return im.size[::-1] if _turned(im) and im.width==w else im.size
+
 def _shape(f): # (width/height, width) of the upright image, from its header
-    def key(im):
-        w, h = im.size[::-1] if im.getexif().get(0x112, 1)>=5 else im.size
-        return w/h, w
-    return _open(f, key)
+    w, h = _open(f, _upright)
+    return w/h, w
+
+def _alike(a, b): # have two (width, height) the same proportions, up to a pixel?
+    (w, h), (v, g) = a, b
+    return abs(w*g-h*v) <= max(w, h, v, g)
 
 def _together(files, mask_of, size, bs): # images in a batch
     def sides(f):
@@ -485,13 +537,13 @@ def _root(o): # folder that the relative paths of images start from
     if isinstance(o, (str, Path)): return Path(o).parent if Path(o).is_file() else Path(o)
     return Path(os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in o]))
 
-def _mask_of(files, roots, masks):
+def _mask_of(files, roots, masks, others):
     if masks is None: return None
     if callable(masks): res = {f: _spelled(masks(f)) for f in files}
-    else: res = match_masks(files, roots, masks)
+    else: res = match_masks(files, roots, masks, others)
     gone = [m for m in res.values() if not m.exists()]
     if gone: raise FileNotFoundError(f'{len(gone)} of {len(res)} masks do not exist, first {gone[0]}')
-    bad = [(f, m) for f, m in res.items() if not .9 < _shape(f)[0]/_shape(m)[0] < 1.1]
+    bad = [o for o in res.items() if not _alike(*(_open(f, _upright) for f in o))]
     if bad: raise ValueError('{0} and its mask {1} have different proportions: is one of them turned, '
                              'or cut out of the other?'.format(*bad[0]))
     return res
@@ -520,7 +572,7 @@ def picie_dls(
     train, val = _split_files(path, valid, seed, masks)
     roots = [_root(path if isinstance(path, (str, Path)) else train+val)]
     if not isinstance(valid, float): roots.append(_root(val if not isinstance(valid, (str, Path)) else valid))
-    mask_of = _mask_of(val, roots, masks)
+    mask_of = _mask_of(val, roots, masks, train)
     if mask_of: labels = _fitted(labels, mask_of.values())
     return _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb,
                     num_workers=num_workers, device=device)
