@@ -61,9 +61,9 @@ def update(self:BoundaryF,
     if pred.shape!=true.shape or pred.ndim!=3:
         raise ValueError("pred and true are (B,H,W) of one size, "
                          f"not {tuple(pred.shape)} and {tuple(true.shape)}")
-    true = true.to(pred.device)
+    true = true.to(pred.device).long()
     p, t, void = boundary(pred), boundary(true, self.ignore), true==self.ignore
-    judged = p & ~_near(void, self.tol)
+    judged = p & ~_near(void, max(1, self.tol))
     right, found = judged & _near(t, self.tol), t & _near(p, self.tol)
     self.counts += torch.stack([o.sum() for o in (right, judged, found, t)]).cpu()
     return self
@@ -87,11 +87,13 @@ def mutual_information(
     normalize:bool=False, # divide by the mean of both entropies? Then it is in [0,1]
 )->float: # in nats
     "Mutual information of two segmentations of the same pixels"
-    p = mat.double()/mat.sum().clamp(min=1)
+    mat = torch.as_tensor(mat).double()
+    p = mat/mat.sum().clamp(min=1)
     H = lambda q: torch.special.entr(q).sum()
     h1, h2 = H(p.sum(1)), H(p.sum(0))
+    if normalize and h1+h2==0: return 1. # one segment each
     mi = h1+h2-H(p.flatten())
-    return (2*mi/(h1+h2).clamp(min=1e-12) if normalize else mi).clamp(min=0).item()
+    return (2*mi/(h1+h2) if normalize else mi).clamp(min=0).item()
 
 # %% ../../nbs/evaluate/borders.ipynb #2f2af892
 class PositionShare:
@@ -123,7 +125,8 @@ def update(self:PositionShare,
     true:Tensor, # classes, (B,H,W) int64
 )->PositionShare: # itself
     "Count clusters in the cells of each class"
-    G, (h, w), true, dev = self.grid, pred.shape[-2:], true.to(pred.device), pred.device
+    G, (h, w), dev = self.grid, pred.shape[-2:], pred.device
+    true = true.to(dev).long()
     up, left = (torch.arange(n, device=dev)*G//n for n in (h, w))
     ct = true*G*G + up[:, None]*G + left
     n, k = self.n_classes*G*G, self.table.shape[2]
@@ -178,7 +181,7 @@ def shift_test(
     shift:float=.3, # distance of the far windows, as a part of the image's side
 )->dict: # near, far: agreement from 0 to 1; leak: what the shift costs
     "Do two windows over the same place agree on its clusters, however far apart?"
-    if not 0 < window < 1 or not 0 < shift <= min(window/2, 1-window):
+    if not 0 < window < 1 or not 0 < shift <= min(window/2, 1-window)+1e-9:
         raise ValueError(f"window={window}, shift={shift}: windows that far apart must "
                          "fit into the image and share half of their height")
     hits = {"near": [], "far": []}
@@ -187,7 +190,7 @@ def shift_test(
         h, w = (round(window*o) for o in b.shape[-2:])
         top, side = round((b.shape[-2]-h)/2), round((b.shape[-1]-w)/2)
         for name, d in dict(near=.1*shift, far=shift).items():
-            d = max(2, round(d*b.shape[-2]/2)*2)
+            d = min(max(2, round(d*b.shape[-2]/2)*2), (b.shape[-2]-h)//2*2)
             u, v = (segment(b[..., t:t+h, side:side+w]) for t in (top-d//2, top+d//2))
             hits[name].append((u[:, d:]==v[:, :h-d]).float().mean((1, 2)))
     if not hits["near"]: raise ValueError("shift_test got no images")
