@@ -291,7 +291,7 @@ def _below(f, root): return _nfc(Path(os.path.relpath(f, root)).with_suffix(''))
 
 def _no_mask(missing, n, masks, alike):
     why = f'expected the same name, as {masks/(missing[0].stem+".png")}; if names differ, give'
-    if alike: why = f'{alike[0]} has the name of {missing[0]}, but belongs elsewhere by its path; if not, give'
+    if alike: why = f'{alike[0]} has the name of {missing[0]}, but belongs elsewhere by its path; else give'
     return (f'{len(missing)} of {n} images have no mask in {masks}, first '
             f'{", ".join(o.name for o in missing[:3])}: {why} as `masks` a function of the image path')
 

@@ -87,29 +87,17 @@ class ConfusionMatrix:
         size = f"{self.n_clusters} clusters x {self.n_classes} classes"
         return f"ConfusionMatrix: {size}, {self.mat.sum()} pixels{void}"
 
-# %% ../../nbs/10_metrics.ipynb #9d000758
-def _filled(x, true, ignore): # void pixels of each mask where its image is black to the edge, (B,)
-    if x is None or x.ndim!=4 or len(x)<2 or true.ndim!=3: return 0
-    there, to = (x!=0).any(1), partial(torch.arange, device=x.device)
-    ends = [(o.any(-1)*to(1, o.shape[1]+1)).amax(1, keepdim=True)
-            for o in (there, there.mT)]
-    past = [to(n) >= (torch.where(e.amax()==m, e, m)*n/m).round() # one image is not filled
-            for e, n, m in zip(ends, true.shape[1:], x.shape[2:])]
-    return ((past[0][:, :, None] | past[1][:, None]) & (true==ignore)).sum((1, 2))
-
 # %% ../../nbs/10_metrics.ipynb #45850c3f
 @patch
 def update(self:ConfusionMatrix,
     pred, # clusters, (B,H,W) or any shape; tensor or array of integers
     true, # classes, same shape
-    images:Tensor=None, # (B,3,h,w): void that a batch was filled up with is left out
 )->ConfusionMatrix: # itself
     "Count the pixels of a batch; see `confusion` for what is an error"
     mats, void = _confusion(pred, true, self.n_clusters, self.n_classes, self.ignore,
                             False)
     self.mat += mats[0].cpu()
-    filled = torch.as_tensor(_filled(images, true, self.ignore))
-    self.ignored += int(void)-int(filled.sum())
+    self.ignored += int(void)
     return self
 
 @patch
@@ -117,6 +105,9 @@ def __add__(self:ConfusionMatrix, other:ConfusionMatrix)->ConfusionMatrix:
     "Counts of both"
     if self.mat.shape!=other.mat.shape:
         raise ValueError(f"cannot add {other} to {self}")
+    if self.ignore!=other.ignore:
+        raise ValueError(f"one matrix ignores {self.ignore}, the other {other.ignore}: "
+                         "count both by the same rules")
     res = ConfusionMatrix(self.n_clusters, self.n_classes, self.ignore)
     res.mat, res.ignored = self.mat+other.mat, self.ignored+other.ignored
     return res
@@ -168,6 +159,11 @@ class Score:
         return self.protocol.get("matching")
 
 # %% ../../nbs/10_metrics.ipynb #4031bc26
+def _strict(o): # as JSON can hold it, which has no nan
+    if isinstance(o, dict): return {k: _strict(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [*map(_strict, o)]
+    return None if isinstance(o, float) and o!=o else o
+
 @patch
 def __repr__(self:Score):
     p = self.protocol
@@ -183,11 +179,11 @@ def __repr__(self:Score):
 @patch
 def to_dict(self:Score)->dict:
     "Plain numbers, strings, lists and None, ready for JSON"
-    iou = [None if o!=o else o for o in self.iou.tolist()]
+    iou = self.iou.tolist()
     if self.names: iou = dict(zip(self.names, iou))
-    return dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes,
-                n_true=self.n_true, ignored=self.ignored,
-                assignment=self.assignment.tolist(), protocol=dict(self.protocol))
+    return _strict(dict(acc=self.acc, miou=self.miou, iou=iou, n_classes=self.n_classes,
+                        n_true=self.n_true, ignored=self.ignored,
+                        assignment=self.assignment.tolist(), protocol=self.protocol))
 
 # %% ../../nbs/10_metrics.ipynb #ee01be35
 def _by_class(mat, classes)->Tensor: # (K,C) and class of each cluster -> (C+1,C)
@@ -281,9 +277,6 @@ def accumulate(self:HungarianMetric,
                          f"(B,{cm.n_clusters},H,W) scores")
     pred = upsampled_argmax(pred.as_subclass(Tensor), y.shape[-2:])
     mats, void = _confusion(pred, y, cm.n_clusters, cm.n_classes, cm.ignore, True)
-    x = getattr(learn, "x", None)
-    void -= _filled(x.as_subclass(Tensor) if isinstance(x, Tensor) else None, y,
-                    cm.ignore)
     void = void[:, None, None].expand(-1, mats.shape[1], 1)
     counts = learn.to_detach(torch.cat([mats, void], 2)).sum(0).cpu()
     cm.mat += counts[:, :-1]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from ..clustering import upsampled_argmax
 from .report import Evaluation
-from .metrics import Score, confusion, _check
+from .metrics import Score, _check, _confusion
 from .protocols import PROTOCOLS, Protocol
 
 # %% ../../nbs/evaluate/probes.ipynb #d0fadaea
@@ -92,12 +92,13 @@ def _fit_linear(z, y, C, steps=500, lr=.1, bs=1024, generator=None):
 # %% ../../nbs/evaluate/probes.ipynb #187c4903
 def _rate(net, classify, device, valid, labels, ignore, card, rules):
     "Score the classes that `classify` reads from features, at the size of the masks"
-    names, mats = labels if hasattr(labels, "__len__") else None, []
+    names, seen = labels if hasattr(labels, "__len__") else None, []
     C = labels if names is None else len(names)
     for x, y in _batches(valid, C, ignore, "valid"):
         pred = upsampled_argmax(classify(_features(net, x).to(device)), y.shape[-2:])
-        mats.append(confusion(pred, y, C, C, ignore, per_image=True).cpu())
-    s = Evaluation(torch.cat(mats), names, card, ignore=ignore).score()
+        seen.append([o.cpu() for o in _confusion(pred, y, C, C, ignore, True)])
+    mats, void = map(torch.cat, zip(*seen))
+    s = Evaluation(mats, names, card, ignore=ignore, ignored=void).score()
     s.protocol.update(rules)
     return s
 

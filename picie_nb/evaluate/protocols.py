@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..data.labels import label_set
 from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score
-from .metrics import _by_class, _named, _told
+from .metrics import _by_class, _named, _strict, _told
 
 # %% ../../nbs/evaluate/protocols.ipynb #d8da7936
 def _counts(mat, ndim:int=2)->Tensor: # counts of a `ConfusionMatrix`, tensor or array
@@ -116,7 +116,7 @@ def score(self:Protocol,
     if getattr(mat, "ignore", p.ignore)!=p.ignore:
         raise ValueError(f"the matrix ignores {mat.ignore}, {p.name} says {p.ignore}: "
                          f"give ignore={mat.ignore}")
-    if labels is None and p.labels: labels = label_set(p.labels)
+    labels = _labels_of(p, labels)
     if p.matching=="per_image": s = per_image_score(mat, labels)
     elif p.matching=="none":
         n = _counts(mat)
@@ -134,6 +134,13 @@ def _match(mat, matching)->Tensor: # class of each cluster
         raise ValueError(f"{len(mat)} clusters, {mat.shape[1]} classes: "
                          "matching='none' needs predictions of classes")
     return match[matching](mat)
+
+def _labels_of(card, labels): # those of the card, which others must not contradict
+    own = label_set(card.labels) if card.labels else None
+    if labels is None or own is None: return own if labels is None else labels
+    if list(getattr(labels, "names", labels))==own.names: return labels
+    raise ValueError(f"protocol {card.name} is about the classes of {card.labels}, "
+                     f"not {labels!r}: leave labels out")
 
 # %% ../../nbs/evaluate/protocols.ipynb #05ff67f2
 _SQUARE = ("short side 320 (image {}, label nearest), centre crop 320 x 320, {}")
@@ -203,7 +210,8 @@ def _measured(name, s): # one `Score` or a list of them -> row
     if not draws or not all(isinstance(o, Score) for o in draws):
         raise TypeError(f"{name!r} is neither a Score nor a list of them; "
                         "for bare numbers use acc= and miou=")
-    if apart := _apart([_rules(o.protocol) for o in draws]):
+    many = [{} if o.matching=="none" else {"n_clusters": len(o.assignment)} for o in draws]
+    if apart := _apart([{**_rules(o.protocol), **m} for o, m in zip(draws, many)]):
         raise ValueError(f"the scores of {name!r} differ in {', '.join(apart)}: make them rows of their own")
     rules = [_score_rules(o) for o in draws]
     counted = " or ".join(sorted({r["n_classes"] for r in rules}))
@@ -322,7 +330,7 @@ def _repr_html_(self:ScoreTable)->str:
 @patch
 def to_dict(self:ScoreTable)->dict:
     "Rows, shared rules and the names of those that differ, ready for JSON"
-    return dict(rows=[dict(r) for r in self.rows], shared=self.shared(), differing=self.differing())
+    return _strict(dict(rows=self.rows, shared=self.shared(), differing=self.differing()))
 
 # %% ../../nbs/evaluate/protocols.ipynb #8312a884
 def _cut(mat, rows, classes, idx, mode): # classes that are scored, and their score
