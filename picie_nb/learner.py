@@ -346,7 +346,7 @@ def score(self:PiCIELearner,
     dl=None, # batches (image, mask), default the validation set
     matching:str="hungarian", # see `picie_nb.evaluate.metrics.score`
     refine:int=None, # rounds of edge-aware refinement; None: the configuration's
-    draws:list=None, # centroids (K,D) to score, instead of fresh ones
+    draws:list=None, # centroids (K,D) to score, or (n,K,D), instead of fresh ones
     **protocol, # what else the reader of the number must know
 )->Scores:
     "Accuracy and mIoU with fresh centroids, for several draws of K-means"
@@ -354,6 +354,7 @@ def score(self:PiCIELearner,
         raise ValueError("There are no masks to score against: "
                          "give picie_dls masks= and labels=")
     n_draws = _whole("n_draws", n_draws)
+    if n_draws<1: raise ValueError(f"n_draws={n_draws}: give at least 1")
     refine = self.config.refine if refine is None else refine
     # batches from elsewhere come as they do, whatever this data says
     own = self.dls if dl is None or any(dl is o for o in self.dls.loaders) else None
@@ -361,7 +362,7 @@ def score(self:PiCIELearner,
                 "centroids": "fresh K-means on training images", **protocol}
     batches = map(self._checked, self.dls.valid if dl is None else dl)
     with _reuse(self.model):
-        draws = draws or self.cluster.fresh(n_draws)
+        if draws is None: draws = self.cluster.fresh(n_draws)
         return score_draws(unwrap(self.model), draws, batches, self.classes,
                            self.cluster.readout, matching, refine, **protocol)
 

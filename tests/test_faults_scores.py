@@ -1,11 +1,19 @@
 "Scores that are about what they say: each image with its own mask, each number with all its rules, and no number that JSON cannot hold."
-import json, warnings
+import json
 import numpy as np
 import pytest, torch
 from PIL import Image
 from picie_nb.data.catalog import check_dataset, folders, open_dataset
 from picie_nb.data.folders import ToyScenes, match_masks, open_image, picie_dls, _mask_values, _shape
+from picie_nb.data.labels import label_set
+from picie_nb.evaluate.borders import BoundaryF, PositionShare, mutual_information, shift_test
+from picie_nb.evaluate.metrics import ConfusionMatrix
+from picie_nb.evaluate.probes import knn_probe, linear_probe
+from picie_nb.evaluate.protocols import Protocol, ScoreTable, protocol
+from picie_nb.evaluate.report import Scores, compare, evaluate, evaluate_folders, nmi
+from picie_nb.learner import picie_learner
 
+pytestmark = pytest.mark.filterwarnings("ignore:only class", "ignore:.*of the pixels are ignored")
 NAMES = [*"abcd"]
 rng = np.random.default_rng(0)
 
@@ -138,3 +146,185 @@ def test_turned_tiff_photos_are_in_order(tmp_path):
     ds = folders(tmp_path/"images", tmp_path/"masks", NAMES, valid=.5)
     assert check_dataset(ds).ok and check_dataset(ds, quick=True).ok
     assert [b.shape[-2:] for b in ds.dls(size=12, bs=2, device="cpu").valid.one_batch()] == [(12, 20)]*2
+
+
+# ---- numbers that are right
+
+def test_classes_in_eight_bits():
+    "Truths as bytes, whose products would not fit into one: the same shares and borders"
+    t = ToyScenes(n=4, size=32)
+    y = t.batch(range(4))[1]
+    p, C = y.roll(3, -1), len(t.labels)
+    y[:, :4] = 255
+    for make in (lambda: PositionShare(C, C), lambda: PositionShare(None, C), BoundaryF, lambda: BoundaryF(ignore=300)):
+        assert repr(make().update(p, y.byte())) == repr(make().update(p, y))
+
+
+@pytest.mark.parametrize("tol", [0, 1, 2])
+def test_perfect_borders_beside_void(tol):
+    y = torch.zeros(1, 8, 8, dtype=torch.long)
+    y[:, :, 4:], y[:, :3] = 1, 255
+    for filled in (255, 2): assert BoundaryF(tol).update(y.where(y != 255, torch.tensor(filled)), y).value == 1
+
+
+@pytest.mark.parametrize("window, shift", [(.6, .3), (.7, .3), (.65, .3), (.8, .2), (.9, .1), (.5, .25)])
+def test_windows_fit_at_every_size(window, shift):
+    "By colour, near and far agree; the windows are whole"
+    def segment(x): seen.add(x.shape[-2]); return (x*3).round().long().sum(1)
+    for h in range(20, 140):
+        seen = set()
+        assert shift_test(segment, torch.rand(1, 3, h, 6), window, shift) == dict(near=1., far=1., leak=0.) and seen == {round(window*h)}
+
+
+@pytest.mark.parametrize("mat", [[[9]], [[3, 4]], [[2], [5]], [[5, 0], [0, 5]], [[1, 1], [1, 1]]])
+def test_normalised_information_is_that_of_nmi(mat):
+    assert mutual_information(torch.tensor(mat), normalize=True) == pytest.approx(nmi(mat)) and mutual_information(mat) >= 0
+
+
+def test_more_clusters_than_classes_by_number():
+    "matching='none' with rows that stay empty has groups, too; with one that does not, an error"
+    t = ToyScenes(n=4, size=32)
+    y = t.batch(range(4))[1]
+    for k in (None, 8, 20):
+        ev = evaluate(y.roll(1, -1), y, labels=t.labels, n_clusters=k, matching="none")
+        assert ev.groups()["stuff"].acc == evaluate(y.roll(1, -1), y, labels=t.labels, matching="none").groups()["stuff"].acc
+        assert ev.to_dict()["groups"].keys() == {"things", "stuff"}
+    with pytest.raises(ValueError, match="but they hold 9"): evaluate(y*0+9, y, labels=t.labels, matching="none").groups()
+
+
+def test_ignored_of_probes():
+    t = ToyScenes(n=4, size=32)
+    x, y = t.batch(range(4))
+    y[:, :8] = 255
+    net = torch.nn.Conv2d(3, 8, 4, 4)
+    for s in (linear_probe(net, [(x, y)], [(x, y)], t.labels, steps=2), knn_probe(net, [(x, y)], [(x, y)], t.labels)): assert s.ignored == .25
+
+
+# ---- numbers that say their rules
+
+def labelled(k=None, **kw): return evaluate(np.arange(4).reshape(1, 2, 2), np.arange(4).reshape(1, 2, 2), n_clusters=k, **kw)
+
+def test_scores_say_their_classes():
+    "Names of a known set, or all of them: two sets of equally many classes are not one table"
+    t = np.arange(27).reshape(1, 3, 9)
+    a, b = (evaluate(t, t, labels=o).score() for o in ("cocostuff27", "cityscapes27"))
+    with pytest.raises(ValueError, match="different rules: labels"): ScoreTable().add("a", a).add("b", b)
+    assert labelled(labels=NAMES).score().protocol["labels"] == "a, b, c, d" and "labels" not in labelled(n_classes=4).score().protocol
+    assert labelled(labels=NAMES).protocol.differences(labelled(labels=label_set("a,b,c,d")).protocol) == []
+    assert labelled(labels=NAMES, protocol="full-res").score().protocol["labels"] == "a, b, c, d"
+    assert evaluate(t, t, "picie-coco27-320").protocol.labels == "cocostuff27"
+
+
+def test_draws_agree_in_the_number_of_clusters():
+    for matching in ("many_to_one", "hungarian"):
+        few, many = labelled(n_classes=4).score(matching), labelled(9, n_classes=4).score(matching)
+        with pytest.raises(ValueError, match="differ in n_clusters"): ScoreTable().add("both", [few, many])
+    assert ScoreTable().add("both", [labelled(k, n_classes=4).score("none") for k in (4, 9)]).rows[0]["n"] == 2
+
+
+def test_matrices_of_other_void_are_not_added():
+    with pytest.raises(ValueError, match="ignores 255, the other -1"): ConfusionMatrix(2, 2)+ConfusionMatrix(2, 2, -1)
+
+
+def test_a_card_scores_its_own_classes():
+    card, mat = protocol("picie-coco27-320"), torch.eye(27).long()
+    for other in (label_set("cityscapes27"), [f"c{i}" for i in range(27)]):
+        with pytest.raises(ValueError, match="is about the classes of cocostuff27"): card.score(mat, labels=other)
+    for same in (None, label_set("cocostuff27"), label_set("cocostuff27").names): assert card.score(mat, labels=same).names[0] == "electronic-thing"
+
+
+def test_a_comparison_says_both_matchings():
+    y = ToyScenes(n=4, size=16).batch(range(4))[1]
+    a, b = (evaluate(y.roll(1, -1), y, n_classes=8, matching=m) for m in ("hungarian", "many_to_one"))
+    assert "matching hungarian, kept (A) and many_to_one, kept (B)" in repr(compare(a, b, mixed=True)) and compare(a, a).matching == "hungarian, kept"
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    "Truths of 48 x 51 pixels with values of COCO-Stuff, predictions that are right: whole, cut to a square of 48, and others"
+    root, fine = tmp_path_factory.mktemp("flat"), label_set("cocostuff27")
+    for i in range(3):
+        raw = np.array([148, 123, 96, 168, 2, 0, 154, 95])[ToyScenes(n=3, size=51)[i][1][:48]]
+        y = fine.map(raw)
+        middle = evaluate_middle(y, 48)
+        for d, a in dict(t=raw, whole=y, half=y[::2, ::2], cut=middle, smaller=middle[::2, ::2], odd=y[:, :40], P_val=y).items(): save(root/d/f"{i}.png", a)
+        save(root/f"P/val/{i}.png", y), save(root/f"Q/validation/x/{i}.png", y), save(root/f"T/train/{i}.png", raw), save(root/f"V/val2017/{i}.png", raw)
+    return root
+
+def evaluate_middle(y, side):
+    left = round((y.shape[1]-side)/2)
+    return y[:, left:left+side]
+
+CARD = Protocol("small", labels="cocostuff27", geometry="short side 48 (image bilinear, label nearest), centre crop 48 x 48, and so on")
+
+CUT = { # predictions, resize: whether they are right, or a part of the error
+    "the square": ("cut", False, True), "the square, resized or not": ("cut", "nearest", True), "whole": ("whole", "nearest", True), "a smaller square": ("smaller", "nearest", None),
+    "whole at half the size": ("half", "nearest", None), "whole, unasked": ("whole", False, "predict that square"), "a smaller square, unasked": ("smaller", False, "predict at that size"),
+    "another shape": ("odd", "nearest", "predict that square"),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_cut_as_the_card_says(kind, flat):
+    "Whole predictions are cut as their truths are, never squeezed into the square"
+    pred, resize, want = CUT[kind]
+    run = lambda: evaluate_folders(flat/pred, flat/"t", CARD, resize=resize).score("none")
+    if isinstance(want, str):
+        with pytest.raises(ValueError, match=want): run()
+    else: assert (run().acc == 1) == (want is True)
+
+
+def test_folders_say_what_was_done(flat):
+    def rules(*args, **kw): return evaluate_folders(flat/"cut", flat/"t", *args, **kw).score("none").protocol
+    plain = evaluate_folders(flat/"whole", flat/"t", labels="cocostuff27").score("none").protocol
+    assert "geometry" not in plain and rules(CARD)["geometry"] == CARD.geometry and rules(CARD, crop=48)["name"].startswith("small, but matching")
+    cut, card = rules(labels="cocostuff27", crop=48), evaluate_folders(flat/"smaller", flat/"t", CARD, crop=24).score().protocol
+    assert "centre crop 48 x 48" in cut["geometry"] and "name" not in cut
+    assert "centre crop 24 x 24" in card["geometry"] and "48" not in card["geometry"] and card["name"] == "small, but truths: short side 24 (nearest), centre crop 24 x 24"
+    resized = evaluate_folders(flat/"half", flat/"t", labels="cocostuff27", resize="nearest").score("none").protocol
+    assert resized["geometry"] == "predictions resized (nearest)" and CARD.differences(rules(CARD, resize="nearest"))[:2] == ["n_images", "geometry"]
+
+
+def test_files_of_two_splits_are_no_pairs(flat):
+    "Numbered alike, in folders that are called after splits"
+    with pytest.raises(ValueError, match="prediction val/0 and truth train/0 are of different splits"): evaluate_folders(flat/"P", flat/"T", labels="cocostuff27")
+    for p, t in (("P", "V"), ("Q", "V"), ("P", "t"), ("whole", "T"), ("P_val", "T")): assert evaluate_folders(flat/p, flat/t, labels="cocostuff27").score("none").acc == 1
+
+
+# ---- numbers that JSON cannot hold
+
+def test_reports_are_strict_json():
+    "Groups, classes, borders or a pair count that do not exist are null"
+    t = ToyScenes(n=4, size=32)
+    y = t.batch(range(4))[1]
+    y[torch.isin(y, torch.tensor(t.labels.things))] = 255
+    stuff = evaluate(y.where(y != 255, 0*y), y, labels=t.labels)
+    void = y.clone()
+    void[1:] = 255
+    one = evaluate(np.zeros((1, 1, 1), int), np.zeros((1, 1, 1), int), n_classes=2)
+    pair = evaluate(y.where(y != 255, 0*y), void, labels=t.labels)
+    scores = Scores([stuff.groups()["things"]])
+    for o in (stuff.to_dict(bootstrap=40), stuff.groups()["things"].to_dict(), one.to_dict(), pair.to_dict(bootstrap=40), compare(pair, pair, n=40).to_dict(), scores.to_dict(),
+              ScoreTable().add("things", scores[0]).to_dict()): json.loads(json.dumps(o, allow_nan=False))
+    assert stuff.to_dict()["groups"]["things"]["acc"] is None and stuff.to_dict()["groups"]["stuff"]["acc"] == 1
+
+
+def test_report_of_the_shell_without_things(tmp_path):
+    from picie_nb.cli import picie_evaluate
+    t = ToyScenes(n=3, size=32)
+    for i in range(3):
+        y = t[i][1].copy()
+        y[np.isin(y, t.labels.things)] = 255
+        save(tmp_path/f"t/{i}.png", y), save(tmp_path/f"p/{i}.png", np.where(y == 255, 0, y))
+    picie_evaluate(str(tmp_path/"p"), str(tmp_path/"t"), labels="toyscenes", json=str(tmp_path/"r.json"), bootstrap=50, quiet=True)
+    assert json.loads((tmp_path/"r.json").read_text())["groups"]["things"]["miou"] is None
+
+
+# ---- a learner's draws
+
+def test_draws_of_a_learner():
+    learn = picie_learner(ToyScenes(n=8, size=32).dls(bs=4, device="cpu"), "test_efficientnet", 3, pretrained=False)
+    mu = torch.stack(learn.cluster.fresh(2))
+    assert [s.acc for s in learn.score(draws=mu)] == [s.acc for s in learn.score(draws=list(mu))] and len(learn.score(draws=mu)) == 2
+    for kw, says in ((dict(n_draws=0), "n_draws=0: give at least 1"), (dict(draws=[]), "no draws to score"), (dict(draws=mu[:0]), "no draws to score")):
+        with pytest.raises(ValueError, match=says): learn.score(**kw)

@@ -17,14 +17,14 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from ..data.folders import image_files, _as_labels, _fitted, _mask_image, _mask_values
-from ..data.folders import _middle, _nfc, _open
-from ..data.labels import LabelSet, label_set, _WHITE
+from ..data.folders import image_files, _alike, _as_labels, _fitted, _mask_image
+from ..data.folders import _mask_values, _middle, _nfc, _open
+from ..data.labels import LABELSETS, LabelSet, _WHITE
 from ..clustering import scores, upsampled_argmax
 from ..regions import refined_scores
 from .metrics import ConfusionMatrix, Score, score, hungarian, many_to_one
-from .metrics import _confusion, _ints, _warn
-from .protocols import Protocol, group_scores, protocol as _find
+from .metrics import _confusion, _ints, _strict, _warn
+from .protocols import Protocol, group_scores, protocol as _find, _labels_of
 from .borders import BoundaryF, PositionShare
 
 # %% ../../nbs/evaluate/report.ipynb #c10bcb42
@@ -81,6 +81,9 @@ def _named_axes(mats, labels, images):
         if len(o)!=n: raise ValueError(f"{len(o)} names for {n} {what}")
     return images, names
 
+def _title(names): # of the classes, for a protocol: a name for `label_set`
+    return next((k for k, o in LABELSETS.items() if o.names==names), ", ".join(names))
+
 # %% ../../nbs/evaluate/report.ipynb #2f56f718
 class Evaluation:
     "Counts of clusters x classes for every image, and the numbers that follow"
@@ -100,7 +103,9 @@ class Evaluation:
         _warn(self.mats.sum((0, 1)), self._void, labels)
         card = Protocol("unnamed") if protocol is None else _find(protocol)
         self.card, self.n_expected = card, card.n_images
+        said = None if labels is None else _title(self.names)
         self.protocol = replace(card, n_images=len(self.mats), ignore=ignore,
+                                labels=card.labels or said,
                                 matching=matching or card.matching)
 
     def __len__(self): return len(self.mats)
@@ -195,12 +200,7 @@ def __repr__(self:Evaluation):
 def _card_and_labels(protocol, labels, n_classes, ignore):
     "Card or None, labels or None, number of classes, ignore value; refuses what does not fit together"
     card, labels = None if protocol is None else _find(protocol), _as_labels(labels)
-    if card is not None and card.labels:
-        own = label_set(card.labels)
-        if labels is not None and labels.names!=own.names:
-            raise ValueError(f"protocol {card.name} is about the classes of {card.labels}, "
-                             f"not {labels!r}: leave labels out")
-        labels = labels or own
+    if card is not None: labels = _labels_of(card, labels)
     if labels is None and not n_classes:
         raise ValueError("which classes? Give labels, a protocol with labels, or n_classes")
     if labels is not None and n_classes not in (None, len(labels)):
@@ -351,7 +351,8 @@ def groups(self:Evaluation,
     things = getattr(self.labels, "things", None)
     rule = matching or self.protocol.matching
     if not things or len(things)==len(self.names) or rule not in MATCHINGS: return {}
-    mat = F.pad(self.mat, (0, 0, 0, max(0, len(self.names)-len(self.mat)))) if rule=="none" else self.mat
+    self.classes(rule)
+    mat = F.pad(self.mat, (0, 0, 0, len(self.names)-len(self.mat))) if rule=="none" else self.mat
     return group_scores(mat, self.labels, matching=rule, mode=mode)
 
 # %% ../../nbs/evaluate/report.ipynb #37c69869
@@ -424,8 +425,8 @@ class Intervals:
     def to_dict(self)->dict:
         "Plain numbers, ready for JSON"
         scores = {k:dict(value=v, low=self[k][0], high=self[k][1]) for k, v in self.value.items()}
-        return dict(**scores, ci=self.ci, resamples=len(self.draws), n_images=self.n_images,
-                    matching=self.matching)
+        return _strict(dict(**scores, ci=self.ci, resamples=len(self.draws), n_images=self.n_images,
+                            matching=self.matching))
 
 # %% ../../nbs/evaluate/report.ipynb #226a99c0
 @patch
@@ -476,7 +477,7 @@ class Comparison(Intervals):
         "Plain numbers, ready for JSON"
         d = super().to_dict()
         for k in _STATS: d[k]["better"] = self.better(k)
-        return d
+        return _strict(d)
 
     def __repr__(self):
         points = lambda v: f"{100*v:+.1f}"
@@ -527,7 +528,9 @@ def compare(
     times, sa, sb = _times(len(a), n, seed), a.score(matching), b.score(matching)
     draws = a._resample(times, matching, refit)-b._resample(times, matching, refit)
     diff = dict(acc=sa.acc-sb.acc, miou=sa.miou-sb.miou)
-    return Comparison(diff, draws, ci, len(a), _how(sa.matching, refit))
+    how, other = (_how(s.matching, refit) for s in (sa, sb))
+    if how!=other: how = f"{how} (A) and {other} (B)"
+    return Comparison(diff, draws, ci, len(a), how)
 
 # %% ../../nbs/evaluate/report.ipynb #0cdaae9c
 class Scores(list):
@@ -548,12 +551,11 @@ class Scores(list):
 
 @patch
 def to_dict(self:Scores):
-    iou, names = [None if o != o else o for o in self.iou.tolist()], self[0].names
-    return dict(acc=self.acc, miou=self.miou, std=self.std,
-                draws=[dict(acc=s.acc, miou=s.miou) for s in self],
-                iou=dict(zip(names, iou)) if names else iou,
-                protocol=self[0].protocol,
-                shape={k: None if v != v else v for k, v in self.shape.items()})
+    iou, names = self.iou.tolist(), self[0].names
+    return _strict(dict(acc=self.acc, miou=self.miou, std=self.std,
+                        draws=[dict(acc=s.acc, miou=s.miou) for s in self],
+                        iou=dict(zip(names, iou)) if names else iou,
+                        protocol=self[0].protocol, shape=self.shape))
 
 # %% ../../nbs/evaluate/report.ipynb #96fd4856
 @patch
@@ -570,7 +572,7 @@ def _score_batch(net, draws, readout, refine, x, y, counts):
     for mu, (mat, edges, place) in zip(draws, counts):
         s = scores(f, mu, readout)
         c = upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:])
-        mat.update(c, y, x), edges.update(c, y), place.update(c, y)
+        mat.update(c, y), edges.update(c, y), place.update(c, y)
 
 def _pair(b): # (images, masks) of a batch
     if not isinstance(b, (tuple, list)) or len(b) < 2 or getattr(b[1], "ndim", 0) != 3:
@@ -582,7 +584,7 @@ def _pair(b): # (images, masks) of a batch
 @torch.no_grad()
 def score_draws(
     net, # from images (B,3,H,W) in [0,1] to features (B,D,h,w)
-    draws:list, # centroids (K,D), one tensor for each draw
+    draws:list, # centroids (K,D), one tensor for each draw; or one of all, (n,K,D)
     batches, # (images, masks), on the network's device
     classes:LabelSet, # of the masks
     readout:str="dot", # scores of pixels against centroids, see `scores`
@@ -591,6 +593,7 @@ def score_draws(
     **protocol, # what else the reader of the number must know
 )->Scores:
     "Accuracy, mIoU, borders and position of several sets of centroids on the same features"
+    if not len(draws): raise ValueError("there are no draws to score: give at least one")
     net, k, C, ignore = net.eval(), len(draws[0]), len(classes), classes.ignore
     counts = [(ConfusionMatrix(k, C, ignore), BoundaryF(ignore=ignore), PositionShare(k, C, ignore))
               for _ in draws]
@@ -619,12 +622,23 @@ def _by_key(folder, suffix):
     return res
 
 # %% ../../nbs/evaluate/report.ipynb #81e62182
+def _same_split(preds, trues): # refuse pairs such as val/1.png and train/1.png
+    def split(k): return {m[0] for o in Path(k).parts[:-1] if (m := re.match("train|val|test", o.lower()))}
+    other = {Path(k).name: k for k in trues}
+    for k in preds:
+        a, b = split(k), split(other.get(Path(k).name, ""))
+        if a and b and not a & b:
+            raise ValueError(f"prediction {k} and truth {other[Path(k).name]} are of different splits: "
+                             "give the folder of one split each")
+
 def _match_files(pred_dir, true_dir, pred_suffix="", true_suffix=""):
     "[(name, prediction, truth)]; a missing or a superfluous file is an error"
     preds, trues = _by_key(pred_dir, pred_suffix), _by_key(true_dir, true_suffix)
     if not preds.keys() & trues.keys():
         flat = [{Path(k).name:f for k, f in d.items()} for d in (preds, trues)]
-        if all(len(o)==len(d) for o, d in zip(flat, (preds, trues))): preds, trues = flat
+        if all(len(o)==len(d) for o, d in zip(flat, (preds, trues))):
+            _same_split(preds, trues)
+            preds, trues = flat
     missing, extra = sorted(trues.keys()-preds.keys()), sorted(preds.keys()-trues.keys())
     if missing:
         wanted = Path(pred_dir)/(missing[0]+pred_suffix+".png")
@@ -662,6 +676,17 @@ def _crop_of(card):
     found = re.search(r"centre crop (\d+) x \1", (card and card.geometry) or "")
     return int(found[1]) if found else None
 
+def _as_done(card, crop, resize):
+    "The card, with what was done to masks and predictions"
+    own, done = card and card.geometry, []
+    cut = f"truths: short side {crop} (nearest), centre crop {crop} x {crop}" if crop else "whole truths"
+    if crop!=_crop_of(card): done = [cut]
+    said = done or [own]*bool(own)
+    if resize: done, said = [*done, "predictions resized"], [*said, "predictions resized (nearest)"]
+    if not done: return card
+    name = f"{card.name}, but {', '.join(done)}" if card else "unnamed"
+    return replace(card or Protocol("unnamed"), name=name, geometry="; ".join(said))
+
 # %% ../../nbs/evaluate/report.ipynb #eb6b5fe0
 def _read_pair(pred_file, true_file, labels, resize, crop, white=None):
     "Clusters and classes of one image, (H,W) each; if `white` is given, it stands for cluster 1"
@@ -669,9 +694,14 @@ def _read_pair(pred_file, true_file, labels, resize, crop, white=None):
     if white: p = (p==white).astype(np.int64)
     try: t = labels.map(t)
     except ValueError as e: raise ValueError(f"{true_file}: {e}") from None
+    (h, w), (H, W) = p.shape, t.shape
     if crop: t = _centre_square(t, crop)
     if p.shape==t.shape: return p, t
-    (h, w), (H, W) = p.shape, t.shape
+    if crop and h!=w:
+        if resize and _alike((w, h), (W, H)): return _centre_square(p, crop), t
+        raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}, of which the middle "
+                         f'{crop} x {crop} count: predict that square, or the whole with resize="nearest"')
+    H, W = t.shape
     if not .9 < (w/h)/(W/H) < 1.1:
         raise ValueError(f"{pred_file} is {w} x {h} pixels, its truth {W} x {H}, "
                          "which is another shape: was one of them cropped or turned?")
@@ -698,6 +728,7 @@ def evaluate_folders(
     card, labels, C, ignore = _card_and_labels(protocol, labels, None, None)
     pairs = _match_files(pred_dir, true_dir, pred_suffix, true_suffix)
     crop, labels = _crop_of(card) if crop is None else crop, _fitted(labels, [t for _, _, t in pairs])
+    card = _as_done(card, crop, resize)
     white = _black_white(np.unique(_open(p, _numbers)) for _, p, _ in pairs) if C==2 else None
     def read(p, t): return map(torch.from_numpy, _read_pair(p, t, labels, resize, crop, white))
     images = ((str(p), *read(p, t)) for _, p, t in pairs)
@@ -712,11 +743,10 @@ def to_dict(self:Evaluation,
     **kwargs # passed on to `Evaluation.bootstrap`
 )->dict: # ready for JSON
     "Score, classes, groups, matrix and intervals"
-    shape = self.shape and {k: v if v==v else None for k, v in self.shape.items()}
     res = dict(score=self.score(matching).to_dict(), per_class=list(self.per_class(matching)),
-               nmi=nmi(self.mat), ari=ari(self.mat), shape=shape, n_images=len(self),
+               nmi=nmi(self.mat), ari=ari(self.mat), shape=self.shape, n_images=len(self),
                n_expected=self.n_expected, confusion=self.mat.tolist())
     if isinstance(matching, (str, type(None))):
         res["groups"] = {k:s.to_dict() for k, s in self.groups(matching).items()}
     if bootstrap: res["intervals"] = self.bootstrap(bootstrap, matching=matching, **kwargs).to_dict()
-    return res
+    return _strict(res)
