@@ -216,11 +216,10 @@ def load_weights(
 
 # %% ../nbs/04_backbone.ipynb #a162dc1f
 @contextmanager
-def _as_used(net):
-    "In evaluation mode, and leaving modes and random numbers as they were"
+def _evaluating(net):
+    "In evaluation mode, and each part afterwards in the mode that it was in"
     modes = {m: m.training for m in net.modules()}
-    try:
-        with torch.random.fork_rng(devices=[]): yield net.eval()
+    try: yield net.eval()
     finally:
         for m, training in modes.items(): m.training = training
 
@@ -256,7 +255,7 @@ def _settle(net):
     "Find out how a network treats images, and refuse one that misplaces features"
     if net.mean.is_meta: return # shapes and no content: nothing to try
     p, why = net.pad_to, None
-    with _as_used(net):
+    with _evaluating(net), torch.random.fork_rng(devices=[]):
         for net.pad_to in (p, 2*p):
             side = max(net.pad_to, *net.strides)
             try: return net._try(4*side-1, 5*side-1)
@@ -381,7 +380,7 @@ def freeze_(
     level = len(net.strides)-1-net.strides[::-1].index(stride)
     named, side = [p for p in net.parameters() if p.requires_grad], [net.pad_to*max(1, 64//net.pad_to)]*2
     size = net.built_for if net.fixed else side
-    with _as_used(net), torch.enable_grad(): # also where the caller wants no gradients
+    with _evaluating(net), torch.random.fork_rng(devices=[]), torch.enable_grad(): # wherever it is called
         out = net(torch.rand(1, 3, *size).to(net.mean))[level].sum()
     for p, g in zip(named, torch.autograd.grad(out, named, allow_unused=True) if named else ()):
         if g is not None: p.requires_grad_(False)

@@ -20,7 +20,7 @@ from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
-from .fpn import _evaluating
+from .backbone import _evaluating
 from .clustering import KMeansResult, kmeans, scores, assign, sample_pixels
 from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
 from .losses import PiCIELoss, balance_weights, aux_weights

@@ -8,12 +8,12 @@ Docs: https://picie-nb.github.io/picie_nb/fpn.html.md"""
 __all__ = ['upsample_by', 'FPN', 'PiCIENet', 'StreamingCovariance', 'pca_init_']
 
 # %% ../nbs/05_fpn.ipynb #8e178c04
-from contextlib import contextmanager
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .transforms import _full_precision
+from .backbone import _evaluating
 
 # %% ../nbs/05_fpn.ipynb #ca7ccd68
 def upsample_by(
@@ -75,7 +75,7 @@ class PiCIENet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def _one(self, x):
-        x = x if self.backbone.fixed else _whole_cells(x)
+        x = x if getattr(self.backbone, 'fixed', False) else _whole_cells(x)
         return self.fpn(self.backbone(x), x.shape[-2:])
 
     def _together(self, xs):
@@ -129,13 +129,6 @@ def _stage_weights(strides, weights=None):
         raise ValueError(f"{len(weights)} stage weights for {len(strides)} stages: one each")
     if not any(weights): raise ValueError("all stage weights are 0: nothing is left to start from")
     return [float(w) for w in weights]
-
-@contextmanager
-def _evaluating(net):
-    modes = {m:m.training for m in net.modules()}
-    try: yield net.eval()
-    finally:
-        for m, training in modes.items(): m.training = training
 
 # %% ../nbs/05_fpn.ipynb #539d34cb
 def _pca(cov, widths, weights, dim):
