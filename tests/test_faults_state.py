@@ -244,6 +244,15 @@ def test_predictions_of_mdc_have_the_clusters_in_use(make):
     assert torch.equal(preds, seg._coarse(x).argmax(1).cpu())
 
 
+def test_predictions_are_as_sure_as_a_segmenter(make):
+    "One photo, one confidence, whichever way one asks"
+    l = make(refine=0)
+    l.fit(1)
+    p, seg = l.get_preds()[0], l.segmenter()
+    x = torch.cat([b[0] for b in l.dls.valid]).as_subclass(torch.Tensor)
+    torch.testing.assert_close(p.as_subclass(torch.Tensor), (seg._coarse(x)/seg.tau).softmax(1).cpu(), rtol=1e-4, atol=1e-5)
+
+
 def test_running_means_are_not_merged():
     with pytest.raises(ValueError, match="merge_from=1"): picie_config("improved", n_clusters=4, init_images=8)
 
