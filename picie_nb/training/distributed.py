@@ -161,11 +161,16 @@ class TeamTrainer(DistributedTrainer):
         self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), self.old_dls
 
 # %% ../../nbs/training/distributed.ipynb #41d84ff5
+def _synced(net):
+    "With BatchNorm over all processes: PyTorch's own function would drop the activations in timm's BatchNorm"
+    from timm.layers import convert_sync_batchnorm
+    return convert_sync_batchnorm(net)
+
 @patch
 def before_fit(self:TeamTrainer):
     net, self.old_dls = self.learn.model, list(self.dls.loaders)
     sync = self.sync_bn and self.accelerator.device.type != "cpu" and self.learn.cluster.batchnorm == "train"
-    self.learn.model = self.accelerator.prepare(nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net)
+    self.learn.model = self.accelerator.prepare(_synced(net) if sync else net)
     self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.old_dls]
     self.team = Team.of(self.learn.model)
     if num_distrib() > self.team.size:
