@@ -159,6 +159,8 @@ class TeamTrainer(DistributedTrainer):
 
     def after_fit(self):
         self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), self.old_dls
+        for m in filter(None, (self.learn.model, self.learn.cluster.snapshot)):
+            for k in ("forward", "_original_forward"): vars(m).pop(k, None) # accelerate's, of mixed precision
 
 # %% ../../nbs/training/distributed.ipynb #41d84ff5
 def _synced(net):
