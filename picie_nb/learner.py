@@ -150,6 +150,12 @@ def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self
 
+@patch
+def detach_distributed(self:PiCIELearner):
+    "As fastai's, which leaves its callback with a process that is alone"
+    self.remove_cb(TeamTrainer)
+    return super(PiCIELearner, self).detach_distributed()
+
 # %% ../nbs/11_learner.ipynb #dafe85f0
 @patch
 def load(self:PiCIELearner, *args, **kwargs):
