@@ -118,8 +118,8 @@ def freeze_to(self:PiCIELearner, n):
 
 @patch
 def _protect(self:PiCIELearner):
-    for name, p in self.model.named_parameters():
-        if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
+    for name, p in unwrap(self.model).named_parameters():
+        if name in self.kept: p.requires_grad_(False)
 
 # %% ../nbs/11_learner.ipynb #44e0b2c1
 def _reuse(net): # freed memory, on a CPU

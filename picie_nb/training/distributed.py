@@ -136,8 +136,9 @@ def undivided(dl):
     return dl.dl if isinstance(dl, DistributedDL) else dl
 
 def unwrap(model:nn.Module)->nn.Module:
-    "The network itself, whether `DistributedDataParallel` has wrapped it or not"
-    return getattr(model, "module", model)
+    "The network itself, whether `DistributedDataParallel` or `torch.compile` has wrapped it or not"
+    for k in ("module", "_orig_mod"): model = getattr(model, k, model)
+    return model
 
 # %% ../../nbs/training/distributed.ipynb #25d95ea0
 class TeamTrainer(DistributedTrainer):
