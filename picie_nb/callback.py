@@ -511,7 +511,6 @@ def effective_clusters(
 @patch
 def after_loss(self:ClusterCallback):
     if not self.training: return
-    self.steps += 1
     if not torch.isfinite(self.learn.loss):
         raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} "
                          f"of epoch {self.epoch+1}: lower the learning rate, "
@@ -520,6 +519,9 @@ def after_loss(self:ClusterCallback):
     for k in self.terms:
         self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
     self.health["n"] = n+1
+
+@patch
+def after_step(self:ClusterCallback): self.steps += 1 # of the optimiser
 
 @patch
 def after_train(self:ClusterCallback):
