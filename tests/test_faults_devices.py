@@ -121,3 +121,23 @@ def test_no_64_bit_elsewhere(monkeypatch):
         monkeypatch.setattr(torch.Tensor, "double", refused)
         for f in (nmi, ari, mutual_information): assert f(far(mat)) == f(mat)
         assert torch.equal(rim_share(far(y), 3, 1), rim_share(y, 3, 1))
+
+
+def test_beyond_the_last_cell(tmp_path, monkeypatch):
+    "Apple's GPUs have no `padding_mode='border'` before PyTorch 2.13"
+    from picie_nb.use.gallery import _feature_at
+    sample, z = torch.nn.functional.grid_sample, torch.nn.functional.normalize(torch.rand(8, 5, 7)-.5, dim=0)
+    def old(*args, padding_mode="zeros", **kwargs):
+        assert padding_mode != "border", "MPS: Unsupported Border padding mode"
+        return sample(*args, padding_mode=padding_mode, **kwargs)
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", old)
+    for point, cell in {(0, 0): (0, 0), (69, 0): (0, 6), (0, 49): (4, 0), (69, 49): (4, 6), (-.5, 24.5): (2, 0)}.items():
+        torch.testing.assert_close(_feature_at(z, point, (70, 50)), z[:, cell[0], cell[1]])
+    pytest.importorskip("rasterio")
+    import rasterio
+    seg = Segmenter(PiCIENet(create_backbone("resnet18", pretrained=False), 8), torch.randn(3, 8), tile=128)
+    open_image(ToyScenes(1, size=100, seed=0)[0][0]).save(tmp_path/"a.png")
+    segment_raster(seg, tmp_path/"a.png", tmp_path/"a.tif", progress=False)
+    with rasterio.open(tmp_path/"a.tif") as ds: got = torch.from_numpy(ds.read(1)).long()
+    with rasterio.open(tmp_path/"a.png") as ds: x = torch.from_numpy(ds.read())[None]
+    assert (got == seg.clusters(x)[0]).float().mean() > .999
