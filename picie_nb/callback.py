@@ -207,6 +207,8 @@ def stream(self:ClusterCallback,
     which = range(self.n_views) if augment and only is None else [only or 0]
     limits = (self.n_images and max(self.n_images, least), most)
     images = min((o for o in limits if o), default=None)
+    synced = self.team.size > 1 and model.training and any(
+        isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     for i, x in enumerate(self._batches(images)):
         n, zs = 0, [None for _ in which]
         if x is not None and not augment: # the size that the readout is made for
@@ -218,6 +220,8 @@ def stream(self:ClusterCallback,
             sample = partial(sample_pixels, n=self.n_pixels, interior=interior)
             zs = [sample(self.feature(v, f, drawn[0]))
                   for v, f in zip(which, fs if len(which) > 1 else [fs])]
+        elif synced: # each BatchNorm waits for all processes
+            model(*[torch.zeros(0, 3, 64, 64, device=self.team.device) for _ in which])
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
 @patch
@@ -507,7 +511,6 @@ def effective_clusters(
 @patch
 def after_loss(self:ClusterCallback):
     if not self.training: return
-    self.steps += 1
     if not torch.isfinite(self.learn.loss):
         raise ValueError(f"The loss is {self.learn.loss.item()} in batch {self.iter+1} "
                          f"of epoch {self.epoch+1}: lower the learning rate, "
@@ -516,6 +519,9 @@ def after_loss(self:ClusterCallback):
     for k in self.terms:
         self.health[k] = self.health.get(k, 0.)+getattr(loss, f"{k}_loss").detach()
     self.health["n"] = n+1
+
+@patch
+def after_step(self:ClusterCallback): self.steps += 1 # of the optimiser
 
 @patch
 def after_train(self:ClusterCallback):

@@ -118,8 +118,8 @@ def freeze_to(self:PiCIELearner, n):
 
 @patch
 def _protect(self:PiCIELearner):
-    for name, p in self.model.named_parameters():
-        if name.removeprefix("module.") in self.kept: p.requires_grad_(False)
+    for name, p in unwrap(self.model).named_parameters():
+        if name in self.kept: p.requires_grad_(False)
 
 # %% ../nbs/11_learner.ipynb #44e0b2c1
 def _reuse(net): # freed memory, on a CPU
@@ -149,6 +149,12 @@ def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
     self.add_cb(TeamTrainer(sync_bn, **kwargs))
     if rank_distrib(): self.remove_cb(ProgressCallback)
     return self
+
+@patch
+def detach_distributed(self:PiCIELearner):
+    "As fastai's, which leaves its callback with a process that is alone"
+    self.remove_cb(TeamTrainer)
+    return super(PiCIELearner, self).detach_distributed()
 
 # %% ../nbs/11_learner.ipynb #dafe85f0
 @patch

@@ -254,9 +254,10 @@ class MDCLoss(ClusterLoss):
         (z,), loss = zs, self.loss
         (labels,), (c,), (w,) = y.labels, y.centroids, y.weights
         learned = isinstance(c, nn.Module)
-        loss.within_loss = (F.cross_entropy(c(z), labels, w) if learned else
-                            cluster_loss(z, labels, c, loss.metric, loss.tau, w))
-        return loss.within_loss
+        res = (F.cross_entropy(c(z), labels, w) if learned else
+               cluster_loss(z, labels, c, loss.metric, loss.tau, w))
+        loss.within_loss = res.detach().clone() # `res` may be scaled in its place
+        return res
 
 # %% ../nbs/published.ipynb #36c02088
 @dataclass

@@ -87,7 +87,7 @@ def mutual_information(
     normalize:bool=False, # divide by the mean of both entropies? Then it is in [0,1]
 )->float: # in nats
     "Mutual information of two segmentations of the same pixels"
-    mat = torch.as_tensor(mat).double()
+    mat = torch.as_tensor(mat).cpu().double() # MPS has no 64 bit
     p = mat/mat.sum().clamp(min=1)
     H = lambda q: torch.special.entr(q).sum()
     h1, h2 = H(p.sum(1)), H(p.sum(0))
@@ -169,7 +169,7 @@ def rim_share(
 )->Tensor: # (K,), from 0 to 1; nan for a cluster that does not occur
     "Share of each cluster's pixels that lie close to a border"
     near = _near(boundary(y), tol)
-    count = lambda o: torch.bincount(o.flatten(), minlength=n_clusters).double()
+    count = lambda o: torch.bincount(o.flatten(), minlength=n_clusters).cpu().double()
     return count(y[near])/count(y)
 
 # %% ../../nbs/evaluate/borders.ipynb #3cc3a093

@@ -97,7 +97,7 @@ class Evaluation:
         ignored:Tensor=None, # void pixels of each image, (N,); None: not known
         shape:dict=None, # border, position, truth and excess; None: not known
     ):
-        self.mats, self.labels = torch.as_tensor(mats), labels
+        self.mats, self.labels = torch.as_tensor(mats).cpu(), labels
         self.ignored, self.shape = ignored, shape
         self.images, self.names = _named_axes(self.mats, labels, images)
         _warn(self.mats.sum((0, 1)), self._void, labels)
@@ -360,7 +360,7 @@ def nmi(
     mat, # counts, (K,C)
 )->float: # 0 to 1
     "Normalised mutual information of clusters and classes"
-    p = torch.as_tensor(mat).double()
+    p = torch.as_tensor(mat).cpu().double()
     p = p/p.sum()
     h = lambda o: -torch.special.xlogy(o, o).sum()
     both = h(p.sum(0))+h(p.sum(1))
@@ -370,7 +370,7 @@ def ari(
     mat, # counts, (K,C)
 )->float: # 1: the same partition; 0: as good as chance; may be negative
     "Adjusted Rand index of clusters and classes"
-    m = torch.as_tensor(mat).double()
+    m = torch.as_tensor(mat).cpu().double()
     pairs = lambda o: (o*(o-1)/2).sum()
     both, k, c, n = pairs(m), pairs(m.sum(1)), pairs(m.sum(0)), pairs(m.sum())
     chance = k*c/n
@@ -570,7 +570,7 @@ def _score_batch(net, draws, readout, refine, x, y, counts):
     "Add one batch to the counts of each draw"
     f = F.normalize(net(x).float(), dim=1)
     for mu, (mat, edges, place) in zip(draws, counts):
-        s = scores(f, mu, readout)
+        s = scores(f, mu.to(f.device), readout)
         c = upsampled_argmax(refined_scores(s, x, refine) if refine else s, y.shape[-2:])
         mat.update(c, y), edges.update(c, y), place.update(c, y)
 

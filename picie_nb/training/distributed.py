@@ -136,8 +136,9 @@ def undivided(dl):
     return dl.dl if isinstance(dl, DistributedDL) else dl
 
 def unwrap(model:nn.Module)->nn.Module:
-    "The network itself, whether `DistributedDataParallel` has wrapped it or not"
-    return getattr(model, "module", model)
+    "The network itself, whether `DistributedDataParallel` or `torch.compile` has wrapped it or not"
+    for k in ("module", "_orig_mod"): model = getattr(model, k, model)
+    return model
 
 # %% ../../nbs/training/distributed.ipynb #25d95ea0
 class TeamTrainer(DistributedTrainer):
@@ -159,13 +160,20 @@ class TeamTrainer(DistributedTrainer):
 
     def after_fit(self):
         self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), self.old_dls
+        for m in filter(None, (self.learn.model, self.learn.cluster.snapshot)):
+            for k in ("forward", "_original_forward"): vars(m).pop(k, None) # accelerate's, of mixed precision
 
 # %% ../../nbs/training/distributed.ipynb #41d84ff5
+def _synced(net):
+    "With BatchNorm over all processes: PyTorch's own function would drop the activations in timm's BatchNorm"
+    from timm.layers import convert_sync_batchnorm
+    return convert_sync_batchnorm(net)
+
 @patch
 def before_fit(self:TeamTrainer):
     net, self.old_dls = self.learn.model, list(self.dls.loaders)
     sync = self.sync_bn and self.accelerator.device.type != "cpu" and self.learn.cluster.batchnorm == "train"
-    self.learn.model = self.accelerator.prepare(nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net)
+    self.learn.model = self.accelerator.prepare(_synced(net) if sync else net)
     self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.old_dls]
     self.team = Team.of(self.learn.model)
     if num_distrib() > self.team.size:

@@ -309,8 +309,9 @@ def _features(segmenter, im):
 
 def _feature_at(z, point, size):
     "The feature, (D,), at a pixel of an image of this size"
-    place = [2*(p+.5)/n-1 for p, n in zip(point, size)]
-    q = F.grid_sample(z[None], torch.tensor([[[place]]]).to(z), align_corners=False, padding_mode="border")
+    # inside the outer cells' middles, since Apple's GPUs lack padding_mode="border" before PyTorch 2.13
+    place = [max(1/m-1, min(2*(p+.5)/n-1, 1-1/m)) for p, n, m in zip(point, size, z.shape[:0:-1])]
+    q = F.grid_sample(z[None], torch.tensor([[[place]]]).to(z), align_corners=False)
     return F.normalize(q.flatten(), dim=0)
 
 # %% ../../nbs/use/gallery.ipynb #1782acee

@@ -222,12 +222,12 @@ def _clusters(segmenter, raster, window, margin, nothing)->np.ndarray:
     x = torch.from_numpy(np.pad(x, ((0, 0), *((0, -n%4) for n in x.shape[1:])), "edge"))[None] # or stretched
     s = (segmenter._coarse if getattr(net, "fixed", False) else segmenter._run)(x)
     stride = 2 if segmenter.refine else 4
-    y, x = (((torch.arange(*o)+.5)/step-a)*2/(n*stride)-1 for o, step, (a, _), n in
+    y, x = ((((torch.arange(*o)+.5)/step-a)*2/(n*stride)-1).clamp(1/n-1, 1-1/n) for o, step, (a, _), n in
             zip(((t, b), (l, r)), raster.step, (rows, cols), s.shape[-2:])) # -1..1 over the scores
     few = max(1, 2**24//(s.shape[1]*len(x))) # rows at a time
     for i in range(0, len(y), few):
         at = torch.stack(torch.meshgrid(y[i:i+few], x, indexing="ij")[::-1], -1)[None].to(s)
-        at = F.grid_sample(s, at, align_corners=False, padding_mode="border")
+        at = F.grid_sample(s, at, align_corners=False)
         res[i:i+few] = at[0].argmax(0).cpu().numpy()
     return np.where(valid, res, nothing)
 
