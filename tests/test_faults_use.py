@@ -1,5 +1,5 @@
 "A folder of photos in other people's hands: names, headers and disks that are not as they should be end in a picture or in one sentence, and no result is replaced by that of another photo"
-import json, os, subprocess, sys
+import io, json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -49,3 +49,43 @@ def test_training_on_a_photo_whose_name_is_not_utf8(photos, tmp_path):
     try: (photos/"0.png").rename(latin(photos))
     except OSError: pytest.skip("this disk takes names in UTF-8 only")
     assert len(picie_train(str(photos), out=str(tmp_path/"t.safetensors"), **SMALL)["history"]) == 2
+
+
+def damaged_notes():
+    "A JPEG that is stored sideways, and what it shows; in its EXIF data a text stands where the height should be"
+    exif = Image.Exif()
+    exif[0x112], exif[0x132] = 6, "2020:01:01 00:00:00"
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)).resize((60, 40), Image.BICUBIC)
+    im.save(data := io.BytesIO(), "JPEG", exif=exif, quality=95)
+    data = data.getvalue()
+    assert b"\x01\x32\0\x02" in data
+    return data.replace(b"\x01\x32\0\x02", b"\x01\x01\0\x02"), im.transpose(Image.Transpose.ROTATE_270)
+
+def test_photo_with_damaged_notes(photos, tmp_path):
+    "The picture is whole, so it is used, and upright"
+    data, im = damaged_notes()
+    (photos/"6.jpg").write_bytes(data)
+    got = open_image(photos/"6.jpg")
+    assert got.size == (40, 60) and np.abs(np.asarray(got).astype(int)-np.asarray(im)).mean() < 9
+    assert not readable(image_files(photos))[1] and len(picie_train(str(photos), out=str(tmp_path/"t.safetensors"), **SMALL)["history"]) == 2
+
+
+def broken_avif(data):
+    "With one byte changed, so that the decoder stops with an error of its own"
+    for i in range(len(data)-200, len(data)):
+        broken = data[:i]+bytes([data[i]^255])+data[i+1:]
+        try: Image.open(io.BytesIO(broken)).load()
+        except RuntimeError: return broken
+        except Exception: pass
+    pytest.skip("this Pillow has no such errors")
+
+def test_photo_that_its_decoder_refuses(world, photos, tmp_path):
+    "It is skipped, whatever kind of error there is, and the others are segmented"
+    Image.init()
+    if "AVIF" not in Image.SAVE: pytest.skip("this Pillow writes no AVIF")
+    Image.open(photos/"0.png").save(photos/"a.avif")
+    (photos/"a.avif").write_bytes(broken_avif((photos/"a.avif").read_bytes()))
+    assert list(readable(image_files(photos))[1]) == [photos/"a.avif"]
+    assert picie_segment(str(world/"m.safetensors"), str(photos), out=str(tmp_path/"out"), quiet=True) == 1
+    assert len(json.loads((tmp_path/"out"/"manifest.json").read_text())) == 6
+    with pytest.raises(ValueError, match="a.avif cannot be read: .*Replace or remove it"): open_image(photos/"a.avif")

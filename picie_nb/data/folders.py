@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from numbers import Real
 from pathlib import Path
-import copyreg, os, re, tempfile, unicodedata, warnings
+import copyreg, os, re, struct, tempfile, unicodedata, warnings
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -118,7 +118,17 @@ def _pillow(path):
         _plug_in()
         return Image.open(path)
 
-def _turned(im): return im.getexif().get(0x112, 1)>=5 # does the file hold it lying on its side?
+def _orientation(im): # 1 to 8, of which 1 is upright
+    try: o = im.getexif().get(0x112, 1)
+    except Exception: return 1 # the camera's notes are damaged, which are not the picture
+    return o if o in range(2, 9) else 1
+
+def _turned(im): return _orientation(im)>=5 # does the file hold it lying on its side?
+
+def _uprighted(im): # as `ImageOps.exif_transpose`, which writes the notes anew and fails if they are damaged
+    im.load() # Pillow turns a TIFF
+    how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(_orientation(im)) # numbers of `Image.Transpose`
+    return im if how is None else im.transpose(how)
 
 def _open(path, f):
     try:
@@ -132,8 +142,8 @@ def _open(path, f):
         raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. '
             f'If you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the '
             'environment of a command; or cut it into parts') from e
-    except (OSError, SyntaxError, EOFError) as e:
-        raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
+    except (OSError, SyntaxError, EOFError, RuntimeError, MemoryError, struct.error) as e:
+        raise ValueError(f'{path} cannot be read: {str(e) or type(e).__name__}. {_remedy(path)}') from e
 
 # %% ../../nbs/data/folders.ipynb #c66dc96b
 def _remedy(path): # for a file that Pillow cannot read, by its first bytes: phones name HEIC files .jpg, too
@@ -203,7 +213,7 @@ def _to_rgb(im):
     # how the file holds the pixels, such as RGB;16B; gone when they are loaded
     raw = str(getattr(im, 'tile', [])[:1])
     inverted = getattr(im, 'tag_v2', {}).get(262)==0
-    if im.getexif().get(0x112, 1)!=1: im = ImageOps.exif_transpose(im)
+    if _orientation(im)!=1: im = _uprighted(im)
     if im.mode=='F':
         raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
     if im.mode.startswith('I'):
