@@ -89,3 +89,21 @@ def test_photo_that_its_decoder_refuses(world, photos, tmp_path):
     assert picie_segment(str(world/"m.safetensors"), str(photos), out=str(tmp_path/"out"), quiet=True) == 1
     assert len(json.loads((tmp_path/"out"/"manifest.json").read_text())) == 6
     with pytest.raises(ValueError, match="a.avif cannot be read: .*Replace or remove it"): open_image(photos/"a.avif")
+
+
+SAVED = { # what is written: code
+    "segmenter": "seg.save(out/'x.safetensors')", "onnx": "seg.to_onnx(out/'x.onnx')", "torch": "seg.to_torch(out/'x.pt2', 32, 32)",
+}
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_full_disk(kind, world, tmp_path):
+    "An error of the disk, not of the network, and not the end of Python; nothing is left"
+    code = f"import warnings; warnings.simplefilter('ignore')\nfrom pathlib import Path\nfrom picie_nb.all import *\nseg, out = Segmenter.load(sys.argv[1]), Path(sys.argv[2])\ntry: {SAVED[kind]}\nexcept OSError as e: print('told', e)"
+    res = small_disk(code, world/"m.safetensors", tmp_path)
+    assert res.returncode == 0 and res.stdout.startswith("told") and "backbone" not in res.stdout and not list(tmp_path.iterdir()), res.stderr[-1000:]
+
+
+def test_a_model_is_for_whom_other_files_are(world, tmp_path):
+    "Others may read a segmenter that may read what else is written beside it"
+    (tmp_path/"x").write_text("")
+    assert Segmenter.load(world/"m.safetensors").save(tmp_path/"m.safetensors").stat().st_mode == (tmp_path/"x").stat().st_mode
