@@ -25,6 +25,8 @@ _output = ContextVar("output", default=None) # where reports go while nothing el
 def _in_shell(name):
     "A warning is one line on stderr, a scheduler's stop is a Ctrl-C"
     warnings.simplefilter("ignore", FutureWarning) # of other packages
+    if getattr(sys.stdout, "errors", "") == "strict": # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler)
     def show(text, *_, **__): print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
     warnings.showwarning = show
@@ -132,6 +134,8 @@ def _writable(path, what:str)->Path:
         raise ValueError(f"{what} -: give the name of a file")
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file(): # it would be replaced
+        raise ValueError(f"{what} {path} is a device or a pipe: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{what} {path}: no permission to write there")
@@ -355,6 +359,7 @@ def picie_check(
 ):
     "Look at every image and mask of a data set before training on it"
     from picie_nb.data.catalog import check_dataset, open_dataset
+    json = _writable(json, "--json") if json else None
     given = {k: v for k, v in dict(labels=labels, splits=splits).items() if v}
     res = check_dataset(open_dataset(root, seed=0, **given), n_workers=num_workers)
     print(res)
@@ -390,6 +395,7 @@ def picie_segment(
     import picie_nb.use.stream
     _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
     _need_images(paths, "picie-segment")
+    json = _writable(json, "--json") if json else None
     if geo: return _segment_maps(model, paths, out, scale, bands, polygons, quiet, json,
                                  size=size, onnx=onnx, shard=shard, overlay=overlay,
                                  format=format)
@@ -403,7 +409,6 @@ def picie_segment(
     if format and (shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ValueError("--shard and torchrun divide maps, not annotations: "
                          "leave out --format, or work in one process")
-    json = _writable(json, "--json") if json else None
     if out.is_file() and not format:
         raise ValueError(f"--out {out} is a file: give the name of a folder")
     if shard == "join": return _join(out, jobs, model, json)
@@ -629,7 +634,7 @@ def _each_file(f, files, out, json)->int:
             print(f"wrote {' and '.join(map(str, wrote))}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
     report = dict(files=done, failed=failed, out=str(out))
-    if json: print(f"wrote {_write_json(_writable(json, '--json'), report)}")
+    if json: print(f"wrote {_write_json(json, report)}")
     return 1 if failed else 0
 
 def _videos(paths)->list:

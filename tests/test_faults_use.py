@@ -107,3 +107,33 @@ def test_a_model_is_for_whom_other_files_are(world, tmp_path):
     "Others may read a segmenter that may read what else is written beside it"
     (tmp_path/"x").write_text("")
     assert Segmenter.load(world/"m.safetensors").save(tmp_path/"m.safetensors").stat().st_mode == (tmp_path/"x").stat().st_mode
+
+
+def shell(*args, **env): return subprocess.run([str(Path(sys.executable).parent/args[0]), *map(str, args[1:])], capture_output=True, text=True, errors="backslashreplace", timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), **env})
+
+
+def test_names_that_are_no_text_are_printed(world, photos, tmp_path):
+    "A terminal of UTF-8 has no room for them; what was done is done, and said"
+    try: (photos/"0.png").rename(latin(photos))
+    except OSError: pytest.skip("this disk takes names in UTF-8 only")
+    res = shell("picie-segment", world/"m.safetensors", photos, "--out", tmp_path/os.fsdecode(b"caf\xe9"), "--json", tmp_path/"r.json", PYTHONIOENCODING="utf-8:strict")
+    assert res.returncode == 0 and r"caf\udce9" in res.stdout and json.loads((tmp_path/"r.json").read_text())["images"] == 6, res.stderr
+
+
+def test_a_pipe_is_not_replaced(world, photos, tmp_path):
+    "Nor a device: for root, /dev/null would be a file from then on"
+    os.mkfifo(tmp_path/"pipe")
+    model = str(world/"m.safetensors")
+    for f in (lambda: picie_segment(model, str(photos), out=str(tmp_path/"out"), json=str(tmp_path/"pipe")), lambda: picie_gallery(model, str(photos), out=str(tmp_path/"pipe")),
+              lambda: picie_train(str(photos), out=str(tmp_path/"t.safetensors"), json=str(tmp_path/"pipe"), **SMALL)):
+        with pytest.raises(ValueError, match="pipe is a device or a pipe"): f()
+    assert [f.name for f in tmp_path.iterdir() if f.is_fifo()] == ["pipe"] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_reports_are_refused_before_the_work(world, photos, tmp_path, capsys):
+    "Not after hours of films, maps or looking at masks"
+    (tmp_path/"film.mp4").write_bytes(b"no film")
+    model, kw = str(world/"m.safetensors"), dict(json=str(photos))
+    for f in (lambda: picie_segment(model, str(tmp_path/"film.mp4"), out=str(tmp_path/"out"), **kw), lambda: picie_segment(model, str(photos), geo=True, out=str(tmp_path/"out"), **kw), lambda: picie_check(str(photos), **kw)):
+        with pytest.raises(ValueError, match="photos is a folder: give the name of a file"): f()
+    assert not (tmp_path/"out").exists() and not capsys.readouterr().out
