@@ -484,6 +484,15 @@ def _begin(seg, model, out, mine):
             if _is_drawn(o): o.unlink()
     _write_json(out/"legend.json", new)
 
+def _same_photos(out, jobs):
+    "ValueError if a map would be replaced by that of another photo, as when two cameras count alike"
+    made = _manifest(out)
+    for f, rel in jobs:
+        old = str(made.get(rel.as_posix(), f))
+        if os.path.exists(old) and os.path.exists(f) and not os.path.samefile(old, f): # else it was moved
+            raise ValueError(f"--out {out} holds {rel}, the map of another photo, {old}: "
+                             "give another folder")
+
 def _own_json(path, kind):
     "What an earlier run wrote, or None; ValueError if somebody else's file has this name"
     if not path.exists(): return
@@ -504,7 +513,7 @@ def _overlay(s, path):
 # %% ../nbs/cli.ipynb #1e1437c3
 def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
-    if not part: _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
+    if not part: _same_photos(out, jobs); _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     for (f, rel), s in zip(jobs, results):
         if isinstance(s, tuple):

@@ -137,3 +137,21 @@ def test_reports_are_refused_before_the_work(world, photos, tmp_path, capsys):
     for f in (lambda: picie_segment(model, str(tmp_path/"film.mp4"), out=str(tmp_path/"out"), **kw), lambda: picie_segment(model, str(photos), geo=True, out=str(tmp_path/"out"), **kw), lambda: picie_check(str(photos), **kw)):
         with pytest.raises(ValueError, match="photos is a folder: give the name of a file"): f()
     assert not (tmp_path/"out").exists() and not capsys.readouterr().out
+
+
+def test_photos_of_one_name_in_two_folders(world, photos, tmp_path):
+    "As two cameras number them: the map of one does not take the place of the other's; a folder that was moved, or linked, is the same"
+    model, out, other, link = str(world/"m.safetensors"), tmp_path/"out", tmp_path/"other", tmp_path/"link"
+    def segment(*paths): return picie_segment(model, *map(str, paths), out=str(out), quiet=True)
+    segment(photos)
+    other.mkdir()
+    Image.new("RGB", (60, 40)).save(other/"1.png")
+    was = (out/"1.png").read_bytes()
+    with pytest.raises(ValueError, match="holds 1.png, the map of another photo, .*photos/1.png"): segment(other)
+    assert (out/"1.png").read_bytes() == was
+    link.symlink_to(photos)
+    assert segment(link) == 0
+    photos.rename(tmp_path/"moved")
+    link.unlink()
+    assert segment(tmp_path/"moved") == 0
+    assert json.loads((out/"manifest.json").read_text())["1.png"] == str(tmp_path/"moved"/"1.png")
