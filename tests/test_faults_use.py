@@ -155,3 +155,10 @@ def test_photos_of_one_name_in_two_folders(world, photos, tmp_path):
     link.unlink()
     assert segment(tmp_path/"moved") == 0
     assert json.loads((out/"manifest.json").read_text())["1.png"] == str(tmp_path/"moved"/"1.png")
+
+
+@pytest.mark.parametrize("config, says", {"mdc=false": "mdc='false': give True or False", "mdc=no": "mdc='no': give True or False", "lr=fast": "lr='fast': give a number", "view_scale=(1,2)": "view_scale=\\(1, 2\\): give a number"}.items())
+def test_values_of_another_kind(config, says, photos, tmp_path):
+    "The text false is true for Python: such a training was of MDC, not of PiCIE"
+    with pytest.raises(ValueError, match=says): picie_train(str(photos), config=config, out=str(tmp_path/"t.safetensors"), **SMALL)
+    assert picie_config("improved", mdc=0, lr=np.float32(1e-3), colour=1).mdc == 0
