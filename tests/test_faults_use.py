@@ -162,3 +162,37 @@ def test_values_of_another_kind(config, says, photos, tmp_path):
     "The text false is true for Python: such a training was of MDC, not of PiCIE"
     with pytest.raises(ValueError, match=says): picie_train(str(photos), config=config, out=str(tmp_path/"t.safetensors"), **SMALL)
     assert picie_config("improved", mdc=0, lr=np.float32(1e-3), colour=1).mdc == 0
+
+
+def test_a_folder_that_is_closed(photos, monkeypatch):
+    "For lack of permission: it is named, not passed over in silence; if it is all there is, it is the reason"
+    (photos/"private").mkdir()
+    Image.new("RGB", (8, 8)).save(photos/"private"/"p.png")
+    look = os.scandir
+    def scandir(path):
+        if Path(path).name == "private": raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(UserWarning, match="left out: .*private cannot be looked into .Permission denied"): assert len(image_files(photos)) == 6
+    with pytest.raises(PermissionError, match="private"): image_files(photos/"private")
+
+
+def test_numbers_that_no_machine_has(world, photos, tmp_path):
+    with pytest.raises(ValueError, match="num_workers=-1"): picie_train(str(photos), out=str(tmp_path/"t.safetensors"), num_workers=-1, **SMALL)
+    app = pytest.importorskip("picie_nb.use.app")
+    for port in (-1, 70000):
+        with pytest.raises(ValueError, match=f"port {port}: from 1 to 65535"), app._serving(photos, port=port): pass
+
+
+def test_two_pages_train(photos, monkeypatch):
+    "The second neither removes the checkpoints of the first nor writes down other settings as those of its training"
+    app = pytest.importorskip("picie_nb.use.app")
+    run = photos.with_name("photos-picie")/"training"
+    run.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", "import sys, pathlib\nfrom picie_nb.training.checkpoint import _lock\n_lock(pathlib.Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()", str(run)],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    other.stdout.readline()
+    monkeypatch.setattr(app, "_photo_learner", None)
+    with pytest.raises(ValueError, match="in use by another process that trains"): app.PhotoProject(photos).train(2, 1, 32, tell=lambda *_: None)
+    assert run.exists() and not (run.parent/"training.json").exists()
+    other.communicate()

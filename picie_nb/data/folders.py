@@ -40,9 +40,12 @@ def image_files(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise FileNotFoundError(f'{path} does not exist: give a folder with images')
+    def closed(e): # for lack of permission, or of a network
+        if e.filename == str(path): raise e
+        warnings.warn(f'left out: {e.filename} cannot be looked into ({e.strerror})', stacklevel=4)
     # a link to a folder that it lies in would go on for ever
     res, above = [], {str(path): {os.path.realpath(path)}}
-    for root, dirs, files in os.walk(path, followlinks=True):
+    for root, dirs, files in os.walk(path, onerror=closed, followlinks=True):
         real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs
                 if d[0]!='.' and d.lower() not in _JUNK}
         dirs[:] = [d for d, r in real.items() if r not in above[root]]
@@ -590,6 +593,7 @@ def picie_dls(
 # %% ../../nbs/data/folders.ipynb #a805b22a
 def _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb, **kw):
     from fastai.data.core import DataLoaders
+    if kw['num_workers']<0: raise ValueError(f"num_workers={kw['num_workers']}: 0, or how many processes load images")
     # each worker would fill a memory of its own, and lose it
     cache = 0 if kw['num_workers'] else int(cache_gb*1e9)
     dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
