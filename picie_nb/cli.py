@@ -396,12 +396,15 @@ def picie_segment(
     _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
     _need_images(paths, "picie-segment")
     json = _writable(json, "--json") if json else None
+    rest = dict(onnx=onnx, shard=shard, masks=masks, min_area=min_area,
+                tolerance=tolerance, leave_out=leave_out) # not for maps, nor videos
     if geo: return _segment_maps(model, paths, out, scale, bands, polygons, quiet, json,
-                                 size=size, onnx=onnx, shard=shard, overlay=overlay,
-                                 format=format)
+                                 format, size=size, overlay=overlay, **rest)
+    _not_with("photos and videos: add --geo", scale=scale != 1, bands=bands,
+              polygons=polygons is not None)
     if _videos(paths):
         return _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json,
-                               onnx=onnx, shard=shard, format=format)
+                               format=format, **rest)
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
     jobs = _jobs(paths, None if format else out, overlay)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
@@ -651,7 +654,7 @@ def _videos(paths)->list:
     return [p for p in paths if Path(p).suffix.lower() in _VIDEOS and not Path(p).is_dir()]
 
 def _not_with(what, **others):
-    if bad := [k for k, v in others.items() if v]: raise ValueError(f"--{bad[0]} is not for {what}")
+    if bad := [k for k, v in others.items() if v]: raise ValueError(f"--{bad[0].replace('_', '-')} is not for {what}")
 
 def _bar(quiet): return sys.stdout.isatty() and not quiet
 

@@ -196,3 +196,11 @@ def test_two_pages_train(photos, monkeypatch):
     with pytest.raises(ValueError, match="in use by another process that trains"): app.PhotoProject(photos).train(2, 1, 32, tell=lambda *_: None)
     assert run.exists() and not (run.parent/"training.json").exists()
     other.communicate()
+
+
+@pytest.mark.parametrize("kw, says", [(dict(polygons=9), "--polygons is not for photos and videos: add --geo"), (dict(polygons=0), "--polygons"), (dict(scale=2.), "--scale"), (dict(bands="3,2,1"), "--bands"),
+                                      (dict(geo=True, polygons=9, leave_out="0"), "--leave-out is not for --geo"), (dict(geo=True, min_area=50), "--min-area is not for --geo")])
+def test_options_of_other_work(kw, says, world, photos, tmp_path):
+    "They are not passed over in silence: what they leave out would be there"
+    with pytest.raises(ValueError, match=says): picie_segment(str(world/"m.safetensors"), str(photos), out=str(tmp_path/"out"), **kw)
+    assert not (tmp_path/"out").exists()
