@@ -654,7 +654,8 @@ def _videos(paths)->list:
     return [p for p in paths if Path(p).suffix.lower() in _VIDEOS and not Path(p).is_dir()]
 
 def _not_with(what, **others):
-    if bad := [k for k, v in others.items() if v]: raise ValueError(f"--{bad[0].replace('_', '-')} is not for {what}")
+    bad = [k.replace("_", "-") for k, v in others.items() if v]
+    if bad: raise ValueError(f"--{bad[0]} is not for {what}")
 
 def _bar(quiet): return sys.stdout.isatty() and not quiet
 

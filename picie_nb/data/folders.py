@@ -593,7 +593,7 @@ def picie_dls(
 # %% ../../nbs/data/folders.ipynb #a805b22a
 def _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb, **kw):
     from fastai.data.core import DataLoaders
-    if kw['num_workers']<0: raise ValueError(f"num_workers={kw['num_workers']}: 0, or how many processes load images")
+    if kw['num_workers']<0: raise ValueError(f"num_workers={kw['num_workers']}: give 0 or more")
     # each worker would fill a memory of its own, and lose it
     cache = 0 if kw['num_workers'] else int(cache_gb*1e9)
     dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),
