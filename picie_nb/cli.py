@@ -454,10 +454,9 @@ def _need_images(paths, name):
         raise ValueError(f"no images given: {name} MODEL PATH... needs at least one image or folder")
 
 # %% ../nbs/cli.ipynb #0cd29826
-def _legend(seg, model, pixels=None)->list:
-    "Cluster, name, colour, a number for the model's file and, if known, share of pixels, for `legend.json`"
-    from picie_nb.use.stream import _digest
-    made_by, rows = _digest(model), zip(seg.labels.names, seg.labels.palette)
+def _legend(seg, made_by, pixels=None)->list:
+    "Cluster, name, colour, `made_by` of the model's file and, if known, share of pixels, for `legend.json`"
+    rows = zip(seg.labels.names, seg.labels.palette)
     rows = [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), model=made_by)
             for i, (n, c) in enumerate(rows)]
     for o, n in zip(rows, () if pixels is None else pixels):
@@ -470,12 +469,11 @@ def _maps(out)->dict: # {name below `out`: file}
     return {f.relative_to(out): f for f in pngs if _open(f, lambda im: im.mode) == "P"}
 
 # %% ../nbs/cli.ipynb #6064fce3
-def _begin(seg, model, out, mine):
+def _begin(seg, made_by, out, mine):
     "Write the legend, before any map; refuse a folder where maps of another model would stay"
     from picie_nb.data.folders import _is_drawn
-    new, old = _legend(seg, model), _own_json(out/"legend.json", list)
+    new, old = _legend(seg, made_by), _own_json(out/"legend.json", list)
     _own_json(out/"manifest.json", dict)
-    made_by = new[0]["model"]
     def known(legend): return [(o.get("name"), o.get("color"), o.get("model", made_by)) for o in legend]
     if old and known(old) == known(new): return
     maps = _maps(out)
@@ -516,7 +514,9 @@ def _overlay(s, path):
 # %% ../nbs/cli.ipynb #1e1437c3
 def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
-    if not part: _same_photos(out, jobs); _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
+    from picie_nb.use.stream import _digest
+    made_by = _digest(model) # now: the file may be gone, or another, when all is done
+    if not part: _same_photos(out, jobs); _begin(seg, made_by, out, {rel for _, rel in jobs}.__contains__)
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     for (f, rel), s in zip(jobs, results):
         if isinstance(s, tuple):
@@ -529,7 +529,7 @@ def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tupl
         pixels += (n := np.bincount(s.clusters.ravel(), minlength=len(pixels)))
         if part: part.done(f, rel, pixels=n.tolist())
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
-    legend = _legend(seg, model, pixels)
+    legend = _legend(seg, made_by, pixels)
     if part: return done, failed, legend # `--shard join` writes them, of all parts
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
@@ -686,6 +686,7 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
     from picie_nb.segmenter import Segmenter
     from picie_nb.data.folders import _is_drawn
     from picie_nb.use.large import Frames, segment_video
+    from picie_nb.use.stream import _digest
     if len(_videos(paths)) < len(paths): raise ValueError("photos and videos: one command for each")
     _not_with("videos", **others)
     seg, out = Segmenter.load(model, _device()), Path(out)
@@ -694,7 +695,7 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
         _spare(*(out/o).glob("*.png"))
         if overlay and not (out/o).exists(): _spare(out/f"{o}.overlay.mp4") # else it is that of these maps
     photos = {out/o for o in _manifest(out)} # their maps
-    _begin(seg, model, out, lambda rel: rel.parts[0] in folders)
+    _begin(seg, _digest(model), out, lambda rel: rel.parts[0] in folders)
     def one(f, path):
         path, film = path.with_suffix(""), path.with_suffix(".overlay.mp4")
         frames = Frames(seg, f, bs, size)
@@ -710,12 +711,12 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
 def _join(out, jobs, model, json)->int:
     "Report what all parts have done, and write legend and manifest"
     from picie_nb.segmenter import Segmenter
-    from picie_nb.use.stream import join_shards
+    from picie_nb.use.stream import join_shards, _digest
     r = join_shards(out, jobs, model)
     done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
     seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
     pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
-    legend = _legend(seg, model, pixels)
+    legend = _legend(seg, _digest(model), pixels)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
     print(f"{len(done)} done, {len(failed)} failed, {len(missing)} missing; "

@@ -204,3 +204,16 @@ def test_options_of_other_work(kw, says, world, photos, tmp_path):
     "They are not passed over in silence: what they leave out would be there"
     with pytest.raises(ValueError, match=says): picie_segment(str(world/"m.safetensors"), str(photos), out=str(tmp_path/"out"), **kw)
     assert not (tmp_path/"out").exists()
+
+
+def test_a_model_that_is_replaced_meanwhile(world, photos, tmp_path, monkeypatch):
+    "As by the next training: the legend says which one has made the maps, and the maps are in the manifest"
+    from picie_nb import segmenter
+    from picie_nb.use.stream import _digest
+    model, out, save = tmp_path/"m.safetensors", tmp_path/"out", segmenter.Segmentation.save
+    model.write_bytes((world/"m.safetensors").read_bytes())
+    was = _digest(model)
+    def gone(self, path): model.unlink(missing_ok=True); return save(self, path)
+    monkeypatch.setattr(segmenter.Segmentation, "save", gone)
+    assert picie_segment(str(model), str(photos), out=str(out), quiet=True) == 0
+    assert {o["model"] for o in json.loads((out/"legend.json").read_text())} == {was} and len(json.loads((out/"manifest.json").read_text())) == 6
