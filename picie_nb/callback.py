@@ -625,6 +625,8 @@ def check(self:PiCIEConfig):
     "Raise if a field has a value that it cannot have"
     for f in fields(self):
         n, free = _plain(getattr(self, f.name)), f.name in ("n_pixels", "n_images")
+        if f.type in (bool, float) and not isinstance(n, Real): # such as "false", which is true
+            raise ValueError(f"{f.name}={n!r}: give {'a number' if f.type is float else 'True or False'}")
         setattr(self, f.name, n if f.type is not int or free and n is None else _whole(f.name, n))
     for k, ok in self.allowed().items():
         if getattr(self, k) not in ok:

@@ -25,6 +25,8 @@ _output = ContextVar("output", default=None) # where reports go while nothing el
 def _in_shell(name):
     "A warning is one line on stderr, a scheduler's stop is a Ctrl-C"
     warnings.simplefilter("ignore", FutureWarning) # of other packages
+    if getattr(sys.stdout, "errors", "") == "strict": # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler)
     def show(text, *_, **__): print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
     warnings.showwarning = show
@@ -132,6 +134,8 @@ def _writable(path, what:str)->Path:
         raise ValueError(f"{what} -: give the name of a file")
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file(): # it would be replaced
+        raise ValueError(f"{what} {path} is a device or a pipe: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{what} {path}: no permission to write there")
@@ -355,6 +359,7 @@ def picie_check(
 ):
     "Look at every image and mask of a data set before training on it"
     from picie_nb.data.catalog import check_dataset, open_dataset
+    json = _writable(json, "--json") if json else None
     given = {k: v for k, v in dict(labels=labels, splits=splits).items() if v}
     res = check_dataset(open_dataset(root, seed=0, **given), n_workers=num_workers)
     print(res)
@@ -390,12 +395,16 @@ def picie_segment(
     import picie_nb.use.stream
     _at_least_one(**{k: n for k, n in dict(size=size, bs=bs).items() if n is not None})
     _need_images(paths, "picie-segment")
+    json = _writable(json, "--json") if json else None
+    rest = dict(onnx=onnx, shard=shard, masks=masks, min_area=min_area,
+                tolerance=tolerance, leave_out=leave_out) # not for maps, nor videos
     if geo: return _segment_maps(model, paths, out, scale, bands, polygons, quiet, json,
-                                 size=size, onnx=onnx, shard=shard, overlay=overlay,
-                                 format=format)
+                                 format, size=size, overlay=overlay, **rest)
+    _not_with("photos and videos: add --geo", scale=scale != 1, bands=bands,
+              polygons=polygons is not None)
     if _videos(paths):
         return _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json,
-                               onnx=onnx, shard=shard, format=format)
+                               format=format, **rest)
     onnx, out = onnx or Path(model).suffix == ".onnx", Path(out)
     jobs = _jobs(paths, None if format else out, overlay)
     if onnx and size: raise ValueError("--size: an ONNX model has its size inside")
@@ -403,7 +412,6 @@ def picie_segment(
     if format and (shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ValueError("--shard and torchrun divide maps, not annotations: "
                          "leave out --format, or work in one process")
-    json = _writable(json, "--json") if json else None
     if out.is_file() and not format:
         raise ValueError(f"--out {out} is a file: give the name of a folder")
     if shard == "join": return _join(out, jobs, model, json)
@@ -446,10 +454,9 @@ def _need_images(paths, name):
         raise ValueError(f"no images given: {name} MODEL PATH... needs at least one image or folder")
 
 # %% ../nbs/cli.ipynb #0cd29826
-def _legend(seg, model, pixels=None)->list:
-    "Cluster, name, colour, a number for the model's file and, if known, share of pixels, for `legend.json`"
-    from picie_nb.use.stream import _digest
-    made_by, rows = _digest(model), zip(seg.labels.names, seg.labels.palette)
+def _legend(seg, made_by, pixels=None)->list:
+    "Cluster, name, colour, `made_by` of the model's file and, if known, share of pixels, for `legend.json`"
+    rows = zip(seg.labels.names, seg.labels.palette)
     rows = [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), model=made_by)
             for i, (n, c) in enumerate(rows)]
     for o, n in zip(rows, () if pixels is None else pixels):
@@ -462,12 +469,11 @@ def _maps(out)->dict: # {name below `out`: file}
     return {f.relative_to(out): f for f in pngs if _open(f, lambda im: im.mode) == "P"}
 
 # %% ../nbs/cli.ipynb #6064fce3
-def _begin(seg, model, out, mine):
+def _begin(seg, made_by, out, mine):
     "Write the legend, before any map; refuse a folder where maps of another model would stay"
     from picie_nb.data.folders import _is_drawn
-    new, old = _legend(seg, model), _own_json(out/"legend.json", list)
+    new, old = _legend(seg, made_by), _own_json(out/"legend.json", list)
     _own_json(out/"manifest.json", dict)
-    made_by = new[0]["model"]
     def known(legend): return [(o.get("name"), o.get("color"), o.get("model", made_by)) for o in legend]
     if old and known(old) == known(new): return
     maps = _maps(out)
@@ -478,6 +484,15 @@ def _begin(seg, model, out, mine):
         for o in (f, f.with_suffix(".overlay.jpg")):
             if _is_drawn(o): o.unlink()
     _write_json(out/"legend.json", new)
+
+def _same_photos(out, jobs):
+    "ValueError if a map would be replaced by that of another photo, as when two cameras count alike"
+    made = _manifest(out)
+    for f, rel in jobs:
+        old = str(made.get(rel.as_posix(), f))
+        if os.path.exists(old) and os.path.exists(f) and not os.path.samefile(old, f): # else it was moved
+            raise ValueError(f"--out {out} holds {rel}, the map of another photo, {old}: "
+                             "give another folder")
 
 def _own_json(path, kind):
     "What an earlier run wrote, or None; ValueError if somebody else's file has this name"
@@ -499,7 +514,9 @@ def _overlay(s, path):
 # %% ../nbs/cli.ipynb #1e1437c3
 def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tuple:
     "Write maps, legend and manifest; {map: photo}, {photo: why it failed} and the legend"
-    if not part: _begin(seg, model, out, {rel for _, rel in jobs}.__contains__)
+    from picie_nb.use.stream import _digest
+    made_by = _digest(model) # now: the file may be gone, or another, when all is done
+    if not part: _same_photos(out, jobs); _begin(seg, made_by, out, {rel for _, rel in jobs}.__contains__)
     pixels, done, failed = np.zeros(len(seg.labels), np.int64), {}, {}
     for (f, rel), s in zip(jobs, results):
         if isinstance(s, tuple):
@@ -512,7 +529,7 @@ def _write_maps(seg, model, jobs, results, out, overlay, quiet, part=None)->tupl
         pixels += (n := np.bincount(s.clusters.ravel(), minlength=len(pixels)))
         if part: part.done(f, rel, pixels=n.tolist())
         if sys.stderr.isatty() and not quiet: print(f"\r{len(done)}/{len(jobs)}", end="", file=sys.stderr)
-    legend = _legend(seg, model, pixels)
+    legend = _legend(seg, made_by, pixels)
     if part: return done, failed, legend # `--shard join` writes them, of all parts
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **done})
@@ -629,7 +646,7 @@ def _each_file(f, files, out, json)->int:
             print(f"wrote {' and '.join(map(str, wrote))}")
     for why in failed.values(): print(f"skipped: {why}", file=sys.stderr)
     report = dict(files=done, failed=failed, out=str(out))
-    if json: print(f"wrote {_write_json(_writable(json, '--json'), report)}")
+    if json: print(f"wrote {_write_json(json, report)}")
     return 1 if failed else 0
 
 def _videos(paths)->list:
@@ -637,7 +654,8 @@ def _videos(paths)->list:
     return [p for p in paths if Path(p).suffix.lower() in _VIDEOS and not Path(p).is_dir()]
 
 def _not_with(what, **others):
-    if bad := [k for k, v in others.items() if v]: raise ValueError(f"--{bad[0]} is not for {what}")
+    bad = [k.replace("_", "-") for k, v in others.items() if v]
+    if bad: raise ValueError(f"--{bad[0]} is not for {what}")
 
 def _bar(quiet): return sys.stdout.isatty() and not quiet
 
@@ -668,6 +686,7 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
     from picie_nb.segmenter import Segmenter
     from picie_nb.data.folders import _is_drawn
     from picie_nb.use.large import Frames, segment_video
+    from picie_nb.use.stream import _digest
     if len(_videos(paths)) < len(paths): raise ValueError("photos and videos: one command for each")
     _not_with("videos", **others)
     seg, out = Segmenter.load(model, _device()), Path(out)
@@ -676,7 +695,7 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
         _spare(*(out/o).glob("*.png"))
         if overlay and not (out/o).exists(): _spare(out/f"{o}.overlay.mp4") # else it is that of these maps
     photos = {out/o for o in _manifest(out)} # their maps
-    _begin(seg, model, out, lambda rel: rel.parts[0] in folders)
+    _begin(seg, _digest(model), out, lambda rel: rel.parts[0] in folders)
     def one(f, path):
         path, film = path.with_suffix(""), path.with_suffix(".overlay.mp4")
         frames = Frames(seg, f, bs, size)
@@ -692,12 +711,12 @@ def _segment_videos(model, paths, out, overlay, size, bs, every, quiet, json, **
 def _join(out, jobs, model, json)->int:
     "Report what all parts have done, and write legend and manifest"
     from picie_nb.segmenter import Segmenter
-    from picie_nb.use.stream import join_shards
+    from picie_nb.use.stream import join_shards, _digest
     r = join_shards(out, jobs, model)
     done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
     seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
     pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
-    legend = _legend(seg, model, pixels)
+    legend = _legend(seg, _digest(model), pixels)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
     print(f"{len(done)} done, {len(failed)} failed, {len(missing)} missing; "

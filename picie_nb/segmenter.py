@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from .data.labels import LabelSet, palette, _legend
 from .data.folders import image_files, open_image, _drawing
 from .backbone import create_backbone
@@ -450,7 +450,7 @@ def save(self:Segmenter,
     arrays["centroids"] = self.centroids.cpu().contiguous()
     if self.fine is not None: arrays["fine"] = self.fine.cpu().contiguous()
     if self.hints: arrays["hints"] = torch.stack([h.z.cpu() for h in self.hints])
-    with _replacing(path) as tmp: save_file(arrays, tmp, metadata=header)
+    with _replacing(path) as tmp: tmp.write_bytes(as_bytes(arrays, header))
     return path
 
 # %% ../nbs/12_segmenter.ipynb #cde13de7

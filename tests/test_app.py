@@ -73,7 +73,7 @@ def test_a_failed_save_changes_nothing(world, photos, monkeypatch):
     before, saved = app.project.segmenter, app.project.path.read_bytes()
     def full(*args, **kw): raise OSError(28, "No space left on device")
     with monkeypatch.context() as m:
-        m.setattr("picie_nb.segmenter.save_file", full)
+        m.setattr("picie_nb.segmenter.as_bytes", full)
         app.names[1].value = "road"
     assert app.status.value.startswith("Not done: ") and "No space left" in app.status.value
     assert app.project.segmenter is before and app.project.path.read_bytes() == saved and len(list(app.project.out.iterdir())) == 1

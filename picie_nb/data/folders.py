@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from numbers import Real
 from pathlib import Path
-import copyreg, os, re, tempfile, unicodedata, warnings
+import copyreg, os, re, struct, tempfile, unicodedata, warnings
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -40,9 +40,12 @@ def image_files(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise FileNotFoundError(f'{path} does not exist: give a folder with images')
+    def closed(e): # for lack of permission, or of a network
+        if e.filename == str(path): raise e
+        warnings.warn(f'left out: {e.filename} cannot be looked into ({e.strerror})', stacklevel=4)
     # a link to a folder that it lies in would go on for ever
     res, above = [], {str(path): {os.path.realpath(path)}}
-    for root, dirs, files in os.walk(path, followlinks=True):
+    for root, dirs, files in os.walk(path, onerror=closed, followlinks=True):
         real = {d: os.path.realpath(os.path.join(root, d)) for d in dirs
                 if d[0]!='.' and d.lower() not in _JUNK}
         dirs[:] = [d for d, r in real.items() if r not in above[root]]
@@ -118,7 +121,17 @@ def _pillow(path):
         _plug_in()
         return Image.open(path)
 
-def _turned(im): return im.getexif().get(0x112, 1)>=5 # does the file hold it lying on its side?
+def _orientation(im): # 1 to 8, of which 1 is upright
+    try: o = im.getexif().get(0x112, 1)
+    except Exception: return 1 # the camera's notes are damaged, which are not the picture
+    return o if o in range(2, 9) else 1
+
+def _turned(im): return _orientation(im)>=5 # does the file hold it lying on its side?
+
+def _uprighted(im): # as `ImageOps.exif_transpose`, which writes the notes anew and fails if they are damaged
+    im.load() # Pillow turns a TIFF
+    how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(_orientation(im)) # numbers of `Image.Transpose`
+    return im if how is None else im.transpose(how)
 
 def _open(path, f):
     try:
@@ -132,8 +145,8 @@ def _open(path, f):
         raise ValueError(f'{path} cannot be read: it claims {n} megapixels, more than Pillow opens unasked. '
             f'If you trust it, set PIL.Image.MAX_IMAGE_PIXELS = None, or PICIE_MAX_MEGAPIXELS={n} in the '
             'environment of a command; or cut it into parts') from e
-    except (OSError, SyntaxError, EOFError) as e:
-        raise ValueError(f'{path} cannot be read: {e}. {_remedy(path)}') from e
+    except (OSError, SyntaxError, EOFError, RuntimeError, MemoryError, struct.error) as e:
+        raise ValueError(f'{path} cannot be read: {str(e) or type(e).__name__}. {_remedy(path)}') from e
 
 # %% ../../nbs/data/folders.ipynb #c66dc96b
 def _remedy(path): # for a file that Pillow cannot read, by its first bytes: phones name HEIC files .jpg, too
@@ -203,7 +216,7 @@ def _to_rgb(im):
     # how the file holds the pixels, such as RGB;16B; gone when they are loaded
     raw = str(getattr(im, 'tile', [])[:1])
     inverted = getattr(im, 'tag_v2', {}).get(262)==0
-    if im.getexif().get(0x112, 1)!=1: im = ImageOps.exif_transpose(im)
+    if _orientation(im)!=1: im = _uprighted(im)
     if im.mode=='F':
         raise ValueError('its pixels are fractions, whose range is not known; save it with 8 or 16 bits')
     if im.mode.startswith('I'):
@@ -580,6 +593,7 @@ def picie_dls(
 # %% ../../nbs/data/folders.ipynb #a805b22a
 def _loaders(train, val, mask_of, labels, size, bs, oversample, crop, valid_crop, cache_gb, **kw):
     from fastai.data.core import DataLoaders
+    if kw['num_workers']<0: raise ValueError(f"num_workers={kw['num_workers']}: give 0 or more")
     # each worker would fill a memory of its own, and lose it
     cache = 0 if kw['num_workers'] else int(cache_gb*1e9)
     dls = DataLoaders(_train_dl(train, round(size*oversample), bs, crop, cache, **kw),

@@ -157,7 +157,7 @@ def _names(ds):
     "A short number that stands for the names of all files"
     items = getattr(ds, "items", None)
     if items is None or not all(isinstance(o, (str, Path)) for o in items): return len(ds)
-    names = chr(10).join(Path(o).name for o in items).encode()
+    names = chr(10).join(Path(o).name for o in items).encode(errors="surrogateescape")
     return f"{len(items)} files, {hashlib.blake2b(names, digest_size=4).hexdigest()}"
 
 def _about(learn, **more)->dict:

@@ -25,7 +25,7 @@ from ..data.folders import image_files, open_image, picie_dls, readable
 from ..learner import picie_learner
 from ..regions import cut_tree
 from ..segmenter import Hint, Segmentation, Segmenter, _replacing
-from ..training.checkpoint import _found
+from ..training.checkpoint import _found, _lock
 from .annotations import export_annotations
 from .gallery import cluster_gallery, similar, _features, _some
 from .tree import ClusterTree
@@ -171,7 +171,7 @@ def train(self:PhotoProject,
     was = self.unfinished if resume else {}
     if was and was != want:
         raise ValueError(f"what was stopped has {was}: choose the same, or begin anew")
-    if not was and run.exists(): shutil.rmtree(run)
+    if not was and run.exists(): _lock(run); shutil.rmtree(run) # if none goes on there
     _write_json(self.out/"training.json", want)
     tell(0, "getting ready")
     set_seed(0)
@@ -631,6 +631,7 @@ def _listens(port):
 @contextmanager
 def _serving(photos, model=None, out=None, port=0):
     "Address and process of a page that is served as long as the block runs"
+    if not 0 <= port < 2**16: raise ValueError(f"port {port}: from 1 to 65535, or 0 for any that is free")
     token, port = secrets.token_urlsafe(24), port or _free_port()
     if _listens(port): raise ValueError(f"port {port} is taken: give another, or 0 for any")
     with tempfile.TemporaryDirectory() as d:

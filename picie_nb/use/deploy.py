@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/deploy.html.md"""
 __all__ = ['OnnxSegmenter']
 
 # %% ../../nbs/use/deploy.ipynb #645fbee2
-import copy, json, numpy as np, torch, torch.nn.functional as F, warnings
+import copy, io, json, numpy as np, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -194,6 +194,7 @@ def _record(seg, path, features):
     names = dict(input_names=["resized"], output_names=[out], dynamic_axes=axes)
     core, example = _Core(seg, features).eval(), torch.rand(2, 3, h, w)
     try: torch.onnx.export(core, (example,), str(path), dynamo=False, opset_version=18, **names)
+    except OSError: raise # of the disk
     except Exception as e: raise ValueError(f"{net.name} cannot be written as ONNX ({_first_line(e)}). "
                                             "Use another backbone") from e
 
@@ -322,8 +323,8 @@ def to_torch(self:Segmenter,
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _agrees(seg, partial(_run_program, program), ((h, w),), "torch.export")
-        with _replacing(path) as tmp, tmp.open("wb") as f:
-            torch.export.save(program, f, extra_files=about)
+        torch.export.save(program, data := io.BytesIO(), extra_files=about)
+    with _replacing(path) as tmp: tmp.write_bytes(data.getvalue())
     return path
 
 # %% ../../nbs/use/deploy.ipynb #e742b71c
