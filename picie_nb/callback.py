@@ -21,7 +21,8 @@ from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
 from .backbone import _evaluating
-from .clustering import KMeansResult, kmeans, scores, assign, sample_pixels
+from .clustering import (KMeansResult, kmeans, scores, assign, sample_pixels,
+                                 _add_)
 from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
 from .losses import PiCIELoss, balance_weights, aux_weights
 
@@ -55,6 +56,7 @@ class ClusterCallback(Callback):
         engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         merge_from:int=0, # clusters that the readout fits and merges to K; 0: it fits K
         merge_power:float=.5, # how much size counts in merging, see `merge_tree`
+        centre:float=0., # share of its image's mean that a pixel loses before merging
         prior:float=.05, # how much frequency counts after merging, see `with_prior`
         n_draws:int=1, # runs of K-means for the last readout; the most typical is kept
     ):
@@ -225,14 +227,24 @@ def stream(self:ClusterCallback,
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
 
 @patch
-def sample(self:ClusterCallback, model:nn.Module, augment:bool=True, **kwargs)->list:
-    "All that `stream` yields: one tensor (N,D) of unit features for each view"
-    zs = [torch.cat(o)
-          for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
+def sample(self:ClusterCallback,
+    model:nn.Module, # the network, used in the mode it is in
+    augment:bool=True, # the views, or the plain image?
+    centre:float=0., # share of its image's mean that each pixel loses
+    **kwargs # of `stream`
+)->list: # a tensor (N,D) of unit features for each view; if `centre`, then centred ones
+    "All that `stream` yields"
+    found = self.stream(model, augment, **kwargs)
+    both = (zs+[_centred(z, n, centre) for z in zs if centre] for n, zs in found)
+    zs = [torch.cat(o) for o in zip(*both)]
     if not zs:
         raise ValueError("There are no training images to find clusters in: give the "
                          "learner some, as learn.dls")
     return zs
+
+def _centred(z, n, share): # of `n` images, in their order
+    z = z.view(n, -1, z.shape[1])
+    return F.normalize(z-share*z.mean(1, keepdim=True), dim=2).flatten(0, 1)
 
 # %% ../nbs/09_callback.ipynb #74def996
 @patch
@@ -270,9 +282,14 @@ def cluster(self:ClusterCallback):
 
 @patch
 def fit_heads(self:ClusterCallback):
-    "K-means for each head and view; a fixed teacher has one set, of plain images"
-    zs = self.sample(self.snapshot, augment=self.labels != "start")
-    self.set_heads([[self._learned(z, k) for z in zs] for k in self.ks])
+    "K-means for each head and view"
+    self.set_heads(self._fits(self.snapshot))
+
+@patch
+def _fits(self:ClusterCallback, model): # a fixed teacher has one set, of plain images
+    if self.labels == "start": zs = [self.sample(model, False, self.centre)]
+    else: zs = [[z] for z in self.sample(model)]
+    return [[self._learned(z, k, *c) for z, *c in zs] for k in self.ks]
 
 @patch
 def set_heads(self:ClusterCallback,
@@ -287,11 +304,11 @@ def set_heads(self:ClusterCallback,
     self.mu = self.heads[0][0]
 
 @patch
-def _learned(self:ClusterCallback, z, k): # `KMeansResult`
+def _learned(self:ClusterCallback, z, k, c=None): # `KMeansResult`
     "K-means; or, if a fixed teacher's labels are as many as K, its clusters in use"
     if self.labels != "start" or not k == self.n_clusters < self.merge_from:
         return self.kmeans(z, k)
-    fits = [self._merged(z)[1:] for _ in range(self.n_draws)]
+    fits = [self._merged(z, c)[1:] for _ in range(self.n_draws)]
     few = z[:10_000] # points to compare them by
     mu, n = fits[typical([assign(few, mu, self.metric) for mu, _ in fits])]
     return KMeansResult(mu, n, float("nan"))
@@ -419,25 +436,30 @@ def fresh(self:ClusterCallback,
 
 @patch
 def _fresh(self:ClusterCallback, model, n, most=None):
-    how = dict(augment=False, least=256, most=most)
-    z, = self.sample(model, interior=self.interior, **how)
-    if len(z) < self.n_clusters and self.interior < 1: # too few inside of things
-        z, = self.sample(model, **how)
-    return [self._readout(z) for _ in range(n)]
+    how = dict(augment=False, least=256, most=most, centre=self.centre)
+    zs = self.sample(model, interior=self.interior, **how)
+    if len(zs[0]) < self.n_clusters and self.interior < 1: # too few inside of things
+        zs = self.sample(model, **how)
+    return [self._readout(*zs) for _ in range(n)]
 
 @patch
-def _readout(self:ClusterCallback, z):
+def _readout(self:ClusterCallback, z, c=None):
     if self.merge_from <= self.n_clusters: return self.kmeans(z).centroids
-    leaves, mu, n = self._merged(z)
+    leaves, mu, n = self._merged(z, c)
     self.leaves.append(leaves)
     return with_prior(mu, n, self.prior) if self.readout == "dot" else mu
 
 @patch
-def _merged(self:ClusterCallback, z): # small clusters, and what they merge to
-    r = self.kmeans(z, self.merge_from)
+def _merged(self:ClusterCallback, z, c=None): # small clusters, what they merge to
+    r = self.kmeans(z if c is None else c, self.merge_from)
     tree = merge_tree(F.normalize(r.centroids), r.counts, self.merge_power)
-    groups = cut_tree(tree, self.n_clusters)
-    return r.centroids, *merge_clusters(r.centroids, r.counts, groups)
+    mu, counts = r.centroids, r.counts
+    if c is not None: # found among centred features, used on others
+        y = assign(c, mu)
+        counts = torch.bincount(y, minlength=len(mu))
+        means = _add_(torch.zeros_like(mu), y, z)/counts.clamp_min(1)[:, None]
+        mu = torch.where(counts[:, None] > 0, means, mu)
+    return mu, *merge_clusters(mu, counts, cut_tree(tree, self.n_clusters))
 
 # %% ../nbs/09_callback.ipynb #1dbcfa5c
 @patch
@@ -655,10 +677,12 @@ def _pick(self:PiCIEConfig, names:str)->dict:
 def settings(self:PiCIEConfig)->dict:
     "What the callback needs"
     P = Photometric(*(self.colour*o for o in (.3, .3, .3, .1)), p_grey=0)
+    two = self.n_clusters == 2
     return dict(photometric=P, geometric=Geometric(self.min_scale), n_draws=5,
                 train_clusters=round(self.overcluster*self.n_clusters),
                 merge_from=round(self.merge_from*self.n_clusters),
-                merge_power=1. if self.n_clusters == 2 else .5, # no cluster of outliers
+                merge_power=1. if two else .5, # no cluster of outliers
+                centre=.5 if two else 0., # a thing differs from its own ground
                 **self._pick("n_clusters labels view_scale average batchnorm n_images "
                              "n_pixels interior"))
 

@@ -87,10 +87,12 @@ def cluster(self:PublishedCallback):
     model = unwrap(self.learn.model)
     mode = model.training
     model.train(self.cluster_batchnorm == "train")
+    start = self.labels == "start"
     passes = [self.stream(model, only=i) for i in range(self.n_views)]
-    if self.cluster_batchnorm == "eval" or self.labels == "start": # order has no effect
-        passes = [self.stream(model, self.labels != "start")]
-    results = list(zip(*(rs for p in passes for rs in self.follow(p))))
+    if self.cluster_batchnorm == "eval" or start: # order has no effect
+        passes = [self.stream(model, not start)]
+    if start and not self.init_images: results = self._fits(model)
+    else: results = list(zip(*(rs for p in passes for rs in self.follow(p))))
     self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)
     model.train(mode)
