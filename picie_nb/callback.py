@@ -204,15 +204,16 @@ def stream(self:ClusterCallback,
     least:int=0, # images, even if `n_images` is less
     most:int=None, # images, even if `n_images` is more
     interior:float=1., # see `sample_pixels`
+    centre:float=0., # share of its image's mean that each pixel loses, if any
 ):
-    "Batch by batch: number of images, and features (N,D) of random pixels per view"
+    "Batch by batch: number of images; features (N,D) of pixels per view, then centred"
     which = range(self.n_views) if augment and only is None else [only or 0]
     limits = (self.n_images and max(self.n_images, least), most)
     images = min((o for o in limits if o), default=None)
     synced = self.team.size > 1 and model.training and any(
         isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     for i, x in enumerate(self._batches(images)):
-        n, zs = 0, [None for _ in which]
+        n, zs = 0, [None for _ in which]*(2 if centre else 1)
         if x is not None and not augment: # the size that the readout is made for
             self.read_at = min(self.input_size(x))
         if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm
@@ -222,6 +223,7 @@ def stream(self:ClusterCallback,
             sample = partial(sample_pixels, n=self.n_pixels, interior=interior)
             zs = [sample(self.feature(v, f, drawn[0]))
                   for v, f in zip(which, fs if len(which) > 1 else [fs])]
+            if centre: zs += [_centred(z, n, centre) for z in zs]
         elif synced: # each BatchNorm waits for all processes
             model(*[torch.zeros(0, 3, 64, 64, device=self.team.device) for _ in which])
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
@@ -230,13 +232,11 @@ def stream(self:ClusterCallback,
 def sample(self:ClusterCallback,
     model:nn.Module, # the network, used in the mode it is in
     augment:bool=True, # the views, or the plain image?
-    centre:float=0., # share of its image's mean that each pixel loses
     **kwargs # of `stream`
 )->list: # a tensor (N,D) of unit features for each view; if `centre`, then centred ones
     "All that `stream` yields"
-    found = self.stream(model, augment, **kwargs)
-    both = (zs+[_centred(z, n, centre) for z in zs if centre] for n, zs in found)
-    zs = [torch.cat(o) for o in zip(*both)]
+    zs = [torch.cat(o)
+          for o in zip(*(zs for _, zs in self.stream(model, augment, **kwargs)))]
     if not zs:
         raise ValueError("There are no training images to find clusters in: give the "
                          "learner some, as learn.dls")
@@ -287,7 +287,7 @@ def fit_heads(self:ClusterCallback):
 
 @patch
 def _fits(self:ClusterCallback, model): # a fixed teacher has one set, of plain images
-    if self.labels == "start": zs = [self.sample(model, False, self.centre)]
+    if self.labels == "start": zs = [self.sample(model, False, centre=self.centre)]
     else: zs = [[z] for z in self.sample(model)]
     return [[self._learned(z, k, *c) for z, *c in zs] for k in self.ks]
 
@@ -546,6 +546,9 @@ def after_loss(self:ClusterCallback):
 def after_step(self:ClusterCallback): self.steps += 1 # of the optimiser
 
 @patch
+def after_cancel_step(self:ClusterCallback): self.steps -= 1 # `after_step` follows
+
+@patch
 def after_train(self:ClusterCallback):
     self.sizes = self.team.total(self.sizes)
     n = max(self.team.total(self.health.pop("n", 0)), 1)
@@ -682,7 +685,7 @@ def settings(self:PiCIEConfig)->dict:
                 train_clusters=round(self.overcluster*self.n_clusters),
                 merge_from=round(self.merge_from*self.n_clusters),
                 merge_power=1. if two else .5, # no cluster of outliers
-                centre=.5 if two else 0., # a thing differs from its own ground
+                centre=.5*(two and self.merge_from > 1), # things from their own ground
                 **self._pick("n_clusters labels view_scale average batchnorm n_images "
                              "n_pixels interior"))
 

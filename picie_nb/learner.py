@@ -153,7 +153,9 @@ def to_distributed(self:PiCIELearner, sync_bn=True, **kwargs):
 @patch
 def detach_distributed(self:PiCIELearner):
     "As fastai's, which leaves its callback with a process that is alone"
-    self.remove_cb(TeamTrainer)
+    trainers = self.cbs.filter(lambda o: isinstance(o, TeamTrainer))
+    for cb in trainers: cb.after_fit() # if the training was cut off
+    self.remove_cbs(trainers)
     return super(PiCIELearner, self).detach_distributed()
 
 # %% ../nbs/11_learner.ipynb #dafe85f0

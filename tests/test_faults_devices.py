@@ -141,3 +141,50 @@ def test_beyond_the_last_cell(tmp_path, monkeypatch):
     with rasterio.open(tmp_path/"a.tif") as ds: got = torch.from_numpy(ds.read(1)).long()
     with rasterio.open(tmp_path/"a.png") as ds: x = torch.from_numpy(ds.read())[None]
     assert (got == seg.clusters(x)[0]).float().mean() > .999
+
+
+def test_steps_that_overflow_are_none(make):
+    "In half precision the first steps are skipped, and teach nothing"
+    from fastai.callback.core import Callback, CancelStepException
+    class Skip(Callback):
+        order = 10
+        def before_step(self): raise CancelStepException
+    l = make()
+    l.fit(1, cbs=Skip())
+    assert l.cluster.steps == 0
+
+
+def test_pixels_lose_the_mean_of_their_own_image(make, monkeypatch):
+    "Whatever the images of other processes are like"
+    class Two(Team):
+        def total(self, t): return 2*t
+        def gather(self, t=None): return torch.cat([t, torch.randn(7, t.shape[1])])
+    l = make(k=2)
+    monkeypatch.setattr(type(l.cluster), "team", property(lambda self: Two(2, 0)), raising=False)
+    x = torch.rand(2, 3, 32, 32)
+    monkeypatch.setattr(type(l.cluster), "_batches", lambda self, n=None: iter([x]))
+    _, (z, c) = next(l.cluster.stream(l.model.eval(), augment=False, centre=.5))
+    z, c = (o[:-7].view(2, -1, o.shape[1]) for o in (z, c))
+    torch.testing.assert_close(c, torch.nn.functional.normalize(z-.5*z.mean(1, keepdim=True), dim=2))
+
+
+def _cut_off(folder):
+    dls = ToyScenes(12, size=32, seed=0).dls(bs=4, valid=.25, seed=0)
+    l = picie_learner(dls, "test_efficientnet", 4, pretrained=False)
+    from fastai.callback.core import Callback
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    with l.no_bar(), l.no_logging():
+        l.fit(1)
+        try:
+            with l.distrib_ctx(cpu=True): l.fit(2, cbs=Stop())
+        except KeyboardInterrupt: pass
+    assert type(l.model) is PiCIENet
+    l.export(f"{folder}/e.pkl")
+    load_learner(f"{folder}/e.pkl")
+
+
+def test_a_cut_off_training_leaves_no_wrapping(tmp_path):
+    with socket.socket() as s: s.bind(("", 0)); port = s.getsockname()[1]
+    r = forked(_cut_off, str(tmp_path), WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    assert r.returncode == 0, r.stderr

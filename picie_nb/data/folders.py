@@ -131,7 +131,11 @@ def _turned(im): return _orientation(im)>=5 # does the file hold it lying on its
 def _uprighted(im): # as `ImageOps.exif_transpose`, which writes the notes anew and fails if they are damaged
     im.load() # Pillow turns a TIFF
     how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(_orientation(im)) # numbers of `Image.Transpose`
-    return im if how is None else im.transpose(how)
+    if how is None: return im
+    im = im.transpose(how)
+    # or it would be turned again
+    for k in ('exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'): im.info.pop(k, None)
+    return im
 
 def _open(path, f):
     try:

@@ -121,11 +121,11 @@ def _set_heads(cb, arrays, js, dev):
     heads = {}
     for k, v in _part(arrays, "head").items():
         i, j, what = k.split(".")
-        heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev)
+        heads.setdefault(int(i), {}).setdefault(int(j), {})[what] = v.to(dev, copy=True) # aligned memory
     cb.heads = [([o[j]["mu"] for j in sorted(o)], [o[j].get("weight") for j in sorted(o)])
                 for _, o in sorted(heads.items())]
     cb.mu = cb.heads[0][0] if cb.heads else None
-    cb.mu_eval, cb.fine = (arrays[k].to(dev) if k in arrays else None for k in ("mu_eval", "fine"))
+    cb.mu_eval, cb.fine = (arrays[k].to(dev, copy=True) if k in arrays else None for k in ("mu_eval", "fine"))
     cb.read_at, cb.steps = js.get("read_at", cb.read_at), js.get("steps", 0)
     cb.moved = cb.rough = False
 

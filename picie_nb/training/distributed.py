@@ -159,7 +159,8 @@ class TeamTrainer(DistributedTrainer):
         random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
 
     def after_fit(self):
-        self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), self.old_dls
+        if (dls := vars(self).pop("old_dls", None)) is None: return # all is as it was
+        self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), dls
         for m in filter(None, (self.learn.model, self.learn.cluster.snapshot)):
             for k in ("forward", "_original_forward"): vars(m).pop(k, None) # accelerate's, of mixed precision
 
