@@ -20,3 +20,11 @@ def shared():
     "The folder with real data, or a skip that says why"
     if not (SHARED/"data").exists(): pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def photos(world, tmp_path):
+    "A folder with copies of the photos of a module's `world`: 0.png, 1.png and so on"
+    (tmp_path/"photos").mkdir()
+    for i, f in enumerate(sorted((world/"images").iterdir())): (tmp_path/"photos"/f"{i}.png").write_bytes(f.read_bytes())
+    return tmp_path/"photos"

@@ -1,6 +1,7 @@
 "What goes wrong on GPUs only, in half precision, in several processes or with a compiled network; all of it shown on a CPU"
 import pytest, socket, torch
 from elsewhere import Far, elsewhere, far
+from fastai.callback.core import Callback, CancelStepException
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from forked import forked
@@ -145,7 +146,6 @@ def test_beyond_the_last_cell(tmp_path, monkeypatch):
 
 def test_steps_that_overflow_are_none(make):
     "In half precision the first steps are skipped, and teach nothing"
-    from fastai.callback.core import Callback, CancelStepException
     class Skip(Callback):
         order = 10
         def before_step(self): raise CancelStepException
@@ -171,7 +171,6 @@ def test_pixels_lose_the_mean_of_their_own_image(make, monkeypatch):
 def _cut_off(folder):
     dls = ToyScenes(12, size=32, seed=0).dls(bs=4, valid=.25, seed=0)
     l = picie_learner(dls, "test_efficientnet", 4, pretrained=False)
-    from fastai.callback.core import Callback
     class Stop(Callback):
         def after_batch(self): raise KeyboardInterrupt
     with l.no_bar(), l.no_logging():

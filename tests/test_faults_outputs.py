@@ -23,14 +23,6 @@ def world(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def photos(world, tmp_path):
-    "A folder with copies of the three photos: 0.png, 1.png and 2.png"
-    (tmp_path/"photos").mkdir()
-    for i, f in enumerate(sorted((world/"images").iterdir())): (tmp_path/"photos"/f"{i}.png").write_bytes(f.read_bytes())
-    return tmp_path/"photos"
-
-
 def segment(model, *paths, **kw): return picie_segment(str(model), *map(str, paths), quiet=True, **kw)
 def made_by(out): return {o["model"] for o in json.loads((out/"legend.json").read_text())}
 

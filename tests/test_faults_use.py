@@ -26,14 +26,6 @@ def world(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def photos(world, tmp_path):
-    "A folder with copies of the six photos: 0.png to 5.png"
-    (tmp_path/"photos").mkdir()
-    for i, f in enumerate(sorted((world/"images").iterdir())): (tmp_path/"photos"/f"{i}.png").write_bytes(f.read_bytes())
-    return tmp_path/"photos"
-
-
 def latin(folder):
     "A name as an old Windows wrote it"
     return folder/os.fsdecode(b"red\xe9.png")

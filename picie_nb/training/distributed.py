@@ -162,7 +162,7 @@ class TeamTrainer(DistributedTrainer):
         if (dls := vars(self).pop("old_dls", None)) is None: return # all is as it was
         self.learn.model, self.learn.dls.loaders = unwrap(self.learn.model), dls
         for m in filter(None, (self.learn.model, self.learn.cluster.snapshot)):
-            for k in ("forward", "_original_forward"): vars(m).pop(k, None) # accelerate's, of mixed precision
+            if vars(m).pop("_original_forward", None): vars(m).pop("forward") # of mixed precision
 
 # %% ../../nbs/training/distributed.ipynb #41d84ff5
 def _synced(net):
