@@ -635,7 +635,7 @@ class PiCIEConfig:
             self.overcluster = 1. if self.n_clusters == 2 else 5.
         self.check()
 
-# %% ../nbs/09_callback.ipynb #03dc42c7
+# %% ../nbs/09_callback.ipynb #5f0e6c12
 def _plain(o):
     return o.tolist() if isinstance(o, (np.generic, np.ndarray, Tensor)) else o # numbers as Python has them
 
@@ -645,9 +645,17 @@ def _whole(name, n)->int:
     if not isinstance(n, Real) or n % 1 != 0: raise ValueError(f"{name}={n!r}: give a whole number")
     return int(n)
 
+_most = sys.float_info.max
+_ranges = dict(dim=(1, _most), freeze=(0, _most), n_pixels=(1, _most), n_images=(0, _most), lr=(0, _most),
+               overcluster=(1, _most), merge_from=(1, _most), refine=(0, 1000), view_scale=(.1, 10),
+               min_scale=(.01, 1), average=(.01, 1), interior=(.01, 1))
+
+# %% ../nbs/09_callback.ipynb #03dc42c7
 @patch
 def check(self:PiCIEConfig):
     "Raise if a field has a value that it cannot have"
+    if not isinstance(self.preset, str): raise ValueError(f"preset={self.preset!r}: give a name; "
+                                                          "other fields by theirs, as n_clusters=10")
     for f in fields(self):
         n, free = _plain(getattr(self, f.name)), f.name in ("n_pixels", "n_images")
         if f.type in (bool, float) and not isinstance(n, Real): # such as "false", which is true
@@ -657,9 +665,9 @@ def check(self:PiCIEConfig):
         if getattr(self, k) not in ok:
             raise ValueError(f"{k}={getattr(self, k)!r}: use one of {', '.join(map(repr, ok))}")
     if self.n_clusters < 1: raise ValueError(f"n_clusters={self.n_clusters}: at least one cluster is needed")
-    if min(self.overcluster, self.merge_from) < 1 or self.refine < 0:
-        raise ValueError(f"overcluster={self.overcluster}, merge_from={self.merge_from}, "
-                         f"refine={self.refine}: the first two must be at least 1, refine at least 0")
+    for k, (low, high) in _ranges.items():
+        if not (getattr(self, k) is None or low <= getattr(self, k) <= high):
+            raise ValueError(f"{k}={getattr(self, k)}: at least {low}{f' and at most {high}'*(high < _most)}")
     if not 0 <= self.colour <= 10/3:
         raise ValueError(f"colour={self.colour}: from 0 (no change) to 10/3 (anything)")
     if self.average < 1 and self.labels != "start":
