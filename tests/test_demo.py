@@ -68,7 +68,7 @@ def page(browser, folder):
         assert wrong == [], wrong
 
 def status(page): return page.locator(".pd-status").inner_text()
-def done(page): page.wait_for_function("!document.querySelector('.picie-demo').demo.busy && /clusters in|did not|cannot|not a/.test(document.querySelector('.pd-status').textContent)")
+def done(page): page.wait_for_function("!document.querySelector('.picie-demo').demo.busy && /clusters? in|did not|cannot|not a/.test(document.querySelector('.pd-status').textContent)")
 def give(page, name, data, mime="image/png"):
     page.evaluate("document.querySelector('.pd-status').textContent = ''")
     page.set_input_files("[type=file]", dict(name=name, mimeType=mime, buffer=data))
@@ -135,6 +135,8 @@ def test_own_network(page, tmp_path):
     with torch.no_grad(): z = torch.nn.functional.normalize(net(x), dim=1)
     seg = Segmenter(net, kmeans(sample_pixels(z, 200), 5, generator=torch.Generator().manual_seed(0)).centroids, size=128, names={0: hostile, 1: "road"}, refine=4)
     give(page, "photo.png", png(scenes[0][0]))
+    set_k(page, 12)
+    page.evaluate("setInterval(() => document.querySelector('.picie-demo').demo.paint(), 5)") # between the two networks, too
     page.set_input_files("[type=file]", seg.to_onnx(tmp_path/"own.onnx"))
     page.wait_for_function("document.querySelector('.picie-demo').demo.own === false && !document.querySelector('.picie-demo').demo.busy")
     _, clusters, palette = result(page)
@@ -227,6 +229,28 @@ def test_photos(page):
         page.wait_for_function("o => { const d = document.querySelector('.picie-demo').demo; return d.name == o && !d.busy && d.photo?.width == 64 }", arg=event)
         done(page)
         if event == "paste": give(page, "large.jpg", buf.getvalue(), "image/jpeg")
+
+def test_last_photo_counts(page):
+    "Of photos that are chosen one after the other the last is shown, however long the others take; a download has the name of what is shown"
+    small, large = png(Image.new("RGB", (64, 48), "navy")), png(Image.new("RGB", (6000, 4000), "navy"))
+    give(page, "good.png", small)
+    give(page, "letter.txt", b"hello", "text/plain")
+    with page.expect_download() as saved: page.click(".pd-save")
+    assert saved.value.suggested_filename == "good-clusters.png"
+    page.evaluate("window.maps = []; const make = createImageBitmap; window.createImageBitmap = async (...o) => { const m = await make(...o); maps.push(m); return m }; 0")
+    page.set_input_files("[type=file]", dict(name="large.png", mimeType="image/png", buffer=large))
+    page.set_input_files("[type=file]", dict(name="small.png", mimeType="image/png", buffer=small))
+    page.wait_for_function("maps.length == 2")
+    page.wait_for_function("document.querySelector('.picie-demo').demo.name == 'small'")
+    done(page)
+    assert result(page)[0].shape == (48, 64, 3) and "smaller" not in status(page)
+    assert page.evaluate("maps.map(o => o.width)") == [0, 0] # their memory is given back at once
+    page.evaluate("document.querySelector('.pd-status').textContent = ''")
+    page.set_input_files("[type=file]", dict(name="large.png", mimeType="image/png", buffer=large))
+    page.wait_for_function("document.querySelector('.picie-demo').demo.busy")
+    assert page.evaluate("(o => o.photo.width == 64 ? o.name : 'small')(document.querySelector('.picie-demo').demo)") == "small"
+    done(page)
+    assert page.evaluate("document.querySelector('.picie-demo').demo.name") == "large"
 
 @pytest.mark.parametrize("width", (360, 768, 1440))
 def test_widths(browser, folder, width):
