@@ -252,6 +252,47 @@ def test_last_photo_counts(page):
     done(page)
     assert page.evaluate("document.querySelector('.picie-demo').demo.name") == "large"
 
+@pytest.mark.parametrize("name", ("model.onnx", "ort.wasm", "ort.mjs", "worker.js", "demo.json", "demo.js"))
+def test_not_loaded(browser, folder, tmp_path, name):
+    "A file that does not arrive is told, and stays told while others arrive; the next photo tries again"
+    for f in folder.iterdir():
+        if f.name != name: (tmp_path/f.name).symlink_to(f)
+    with served(tmp_path) as address:
+        page, wrong = browser.new_page(), []
+        page.set_default_timeout(1000*SLOW)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.goto(address)
+        if name == "demo.js": page.wait_for_selector("text=The demo could not be loaded")
+        else:
+            page.wait_for_selector(".pd-status:not(:empty)")
+            photo = dict(name="photo.png", mimeType="image/png", buffer=png(ToyScenes(n=1, size=64, seed=1)[0][0]))
+            page.set_input_files("[type=file]", photo)
+            if name != "demo.json":
+                page.wait_for_function("/did not work|could not/.test(document.querySelector('.pd-status').textContent)")
+                page.wait_for_timeout(1000)
+                assert ("could not be started" if name == "worker.js" else "try once more") in status(page) and page.locator("progress").is_hidden()
+                (tmp_path/name).symlink_to(folder/name)
+                page.set_input_files("[type=file]", photo)
+            page.wait_for_selector(".pd-result")
+            done(page)
+            assert "clusters in" in status(page) and page.locator(".pd-failed").count() == 0
+            if page.locator(".pd-examples button").count():
+                page.route("**/*.jpg", lambda r: r.abort())
+                page.locator(".pd-examples button").first.click()
+                page.wait_for_function("/china.jpg could not be loaded/.test(document.querySelector('.pd-status').textContent)")
+        page.close()
+        assert wrong == [], wrong
+
+def test_old_browser(browser, folder):
+    "What the page itself needs is asked for before a photo is chosen"
+    with served(folder) as address:
+        page = browser.new_page()
+        page.add_init_script("delete window.OffscreenCanvas")
+        page.goto(address)
+        page.wait_for_selector(".pd-failed")
+        assert "cannot run OffscreenCanvas" in status(page)
+        page.close()
+
 @pytest.mark.parametrize("width", (360, 768, 1440))
 def test_widths(browser, folder, width):
     "Nothing is wider than the window, and what is pressed is large enough for a finger"

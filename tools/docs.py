@@ -149,7 +149,7 @@ def demo(docs:Path):
         return
     page, note = docs/"demo.html", ("<p><strong>This copy of the site was built without npm</strong>, from which the demo gets the program that "
                                     "runs networks in a browser. Install Node.js, and run <code>make docs</code> again.</p>")
-    text = re.sub(r'<link [^>]*href="demo/demo.css">.*?src="demo/demo.js"></script>', note, page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r'<link [^>]*href="demo/demo.css">.*?src="demo/demo.js"[^>]*></script>', note, page.read_text(encoding="utf-8"), flags=re.S)
     page.write_text(text, encoding="utf-8")
 
 def spelling():

@@ -32,14 +32,19 @@ class Demo {
     this.root = root
     this.hidden = new Set()
     this.lit = -1
-    this.say = text => { this.$(".pd-status").textContent = text }
-    if (typeof WebAssembly !== "object" || typeof Worker !== "function")
-      return this.fail("This browser cannot run WebAssembly, which the demo needs. Any current Firefox, Chrome, Edge or Safari can.")
+    const lacks = ["WebAssembly", "Worker", "OffscreenCanvas"].find(o => !(o in window))
+    if (lacks) return this.fail(`This browser cannot run ${lacks}, which the demo needs. Any current Firefox, Chrome, Edge or Safari can.`)
     this.listen()
     fetch(file("demo.json")).then(r => r.json()).then(o => this.begin(o), () => this.fail("demo.json is missing beside demo.js."))
   }
 
   $(o) { return this.root.querySelector(o) }
+
+  // the same text again would be read out again
+  say(text) {
+    this.root.classList.remove("pd-failed")
+    if (this.$(".pd-status").textContent !== text) this.$(".pd-status").textContent = text
+  }
 
   fail(text) { this.say(text); this.root.classList.add("pd-failed"); this.$("progress").hidden = true }
 
@@ -52,7 +57,7 @@ class Demo {
       button.onclick = () => this.open(fetch(file(name)).then(r => r.ok ? r.blob() : Promise.reject()), name, button, k)
       this.$(".pd-examples").append(button)
     }
-    this.say(`The photo stays on your machine. Before the first one, ${Math.round(bytes/1e6)} MB are loaded.`)
+    if (!this.worker) this.say(`The photo stays on your machine. Before the first one, ${Math.round(bytes/1e6)} MB are loaded.`)
   }
 
   listen() {
@@ -106,8 +111,16 @@ class Demo {
   hire() {
     const worker = new Worker(file("worker.js"), {type: "module"})
     worker.onmessage = ({data}) => this.hear(data)
-    worker.onerror = e => { e.preventDefault(); this.busy = false; this.fail("The demo could not be started: its files are not complete, or this browser is too old.") }
+    worker.onerror = e => { e.preventDefault(); this.dismiss(); this.fail("The demo could not be started: there is no connection, its files are not complete, or this browser is too old.") }
     return worker
+  }
+
+  // what could not be loaded is asked for again only by a new worker, and the old one still tells of its progress
+  dismiss() {
+    this.worker.onmessage = this.worker.onerror = null
+    this.worker.terminate()
+    this.worker = this.waiting = null
+    this.busy = this.ready = false
   }
 
   // one question at a time; the latest replaces those that wait
@@ -126,13 +139,19 @@ class Demo {
 
   hear(data) {
     if (data.loaded) {
-      Object.assign(this.$("progress"), {hidden: false, max: this.bytes, value: data.loaded})
+      this.$("progress").hidden = false
+      if (!this.bytes) return this.say("Loading, once ...") // demo.json is late
+      Object.assign(this.$("progress"), {max: this.bytes, value: data.loaded})
       return this.say(`Loading ${Math.round(this.bytes/1e6)} MB, once ...`)
     }
     clearTimeout(this.slow)
     this.$("progress").hidden = true
     this.busy = false
-    if (data.error) { this.waiting = null; return this.say(`This did not work: ${data.error}`) }
+    if (data.error) {
+      this.waiting = null
+      this.say(`This did not work: ${data.error}${this.ready || this.model ? "" : ". Choose the photo again to try once more."}`)
+      return this.ready || this.dismiss()
+    }
     if (data.ready) this.equip(data)
     else this.show(data)
     if (this.waiting) this.ask({})
