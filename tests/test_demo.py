@@ -283,6 +283,26 @@ def test_not_loaded(browser, folder, tmp_path, name):
         page.close()
         assert wrong == [], wrong
 
+def test_readers(browser, folder):
+    "A screen reader hears each text once, a finger lights a cluster until it taps elsewhere, and the system's own colours leave those of the clusters"
+    with served(folder) as address:
+        page = browser.new_page(has_touch=True, forced_colors="active")
+        page.set_default_timeout(1000*SLOW)
+        page.goto(address)
+        page.wait_for_selector(".pd-status:not(:empty)")
+        page.evaluate("window.said = []; new MutationObserver(() => said.push(document.querySelector('.pd-status').textContent)).observe(document.querySelector('.pd-status'), {childList: true})")
+        give(page, "photo.png", png(ToyScenes(n=1, size=64, seed=1)[0][0]))
+        said = page.evaluate("said")
+        assert "MB, once" in "".join(said) and all(a != b for a, b in zip(said, said[1:]))
+        assert len(set(page.evaluate("[...document.querySelectorAll('.pd-chip')].map(o => getComputedStyle(o).backgroundColor)"))) == page.locator(".pd-chip").count() > 1
+        page.locator(".pd-over").tap()
+        assert page.locator(".pd-lit").count() == 1 and re.match("cluster ", page.locator("figcaption").inner_text())
+        page.locator(".pd-status").tap()
+        assert page.locator(".pd-lit").count() == 0
+        give(page, "dot.png", png(Image.new("RGB", (1, 1), "red")))
+        assert status(page).startswith("1 cluster in ")
+        page.close()
+
 def test_old_browser(browser, folder):
     "What the page itself needs is asked for before a photo is chosen"
     with served(folder) as address:

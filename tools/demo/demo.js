@@ -76,7 +76,9 @@ class Demo {
       const x = Math.floor((e.clientX-box.left)/box.width*W), y = Math.floor((e.clientY-box.top)/box.height*H)
       this.light(this.map.clusters[Math.min(H-1, Math.max(0, y))*W+Math.min(W-1, Math.max(0, x))])
     }
-    over.onpointerleave = () => this.light(-1)
+    over.onpointerleave = e => { if (e.pointerType !== "touch") this.light(-1) } // what a finger chose stays lit, until it scrolls or taps elsewhere
+    over.onpointercancel = () => this.light(-1)
+    document.addEventListener("pointerdown", e => { if (e.pointerType === "touch" && e.target !== over) this.light(-1) })
   }
 
   // a photo, perhaps of an example's button and with its number of clusters, or somebody's own network; of photos that are opened at once the last counts
@@ -182,9 +184,9 @@ class Demo {
     this.$("figcaption").textContent = "\u00a0"
     this.$(".pd-result").hidden = false
     this.$(".pd-k output").value = this.$(".pd-k input").value
-    const n = order.length, time = `${(ms/1000).toFixed(1)} s`
-    this.$(".pd-photo").setAttribute("aria-label", `The photo with ${n} clusters painted over it`)
-    this.say(`${n} clusters in ${time}${network ? `, of which the network took ${(network/1000).toFixed(1)} s` : ""}${this.job.photo ? this.size : ""}.`)
+    const n = order.length === 1 ? "1 cluster" : `${order.length} clusters`, time = `${(ms/1000).toFixed(1)} s`
+    this.$(".pd-photo").setAttribute("aria-label", `The photo with ${n} painted over it`)
+    this.say(`${n} in ${time}${network ? `, of which the network took ${(network/1000).toFixed(1)} s` : ""}${this.job.photo ? this.size : ""}.`)
     this.list()
     this.paint()
   }
