@@ -68,7 +68,7 @@ def page(browser, folder):
         assert wrong == [], wrong
 
 def status(page): return page.locator(".pd-status").inner_text()
-def done(page): page.wait_for_function("!document.querySelector('.picie-demo').demo.busy && /clusters in|did not|cannot|not a/.test(document.querySelector('.pd-status').textContent)")
+def done(page): page.wait_for_function("!document.querySelector('.picie-demo').demo.busy && /clusters? in|did not|cannot|not a/.test(document.querySelector('.pd-status').textContent)")
 def give(page, name, data, mime="image/png"):
     page.evaluate("document.querySelector('.pd-status').textContent = ''")
     page.set_input_files("[type=file]", dict(name=name, mimeType=mime, buffer=data))
@@ -135,6 +135,8 @@ def test_own_network(page, tmp_path):
     with torch.no_grad(): z = torch.nn.functional.normalize(net(x), dim=1)
     seg = Segmenter(net, kmeans(sample_pixels(z, 200), 5, generator=torch.Generator().manual_seed(0)).centroids, size=128, names={0: hostile, 1: "road"}, refine=4)
     give(page, "photo.png", png(scenes[0][0]))
+    set_k(page, 12)
+    page.evaluate("setInterval(() => document.querySelector('.picie-demo').demo.paint(), 5)") # between the two networks, too
     page.set_input_files("[type=file]", seg.to_onnx(tmp_path/"own.onnx"))
     page.wait_for_function("document.querySelector('.picie-demo').demo.own === false && !document.querySelector('.picie-demo').demo.busy")
     _, clusters, palette = result(page)
@@ -227,6 +229,89 @@ def test_photos(page):
         page.wait_for_function("o => { const d = document.querySelector('.picie-demo').demo; return d.name == o && !d.busy && d.photo?.width == 64 }", arg=event)
         done(page)
         if event == "paste": give(page, "large.jpg", buf.getvalue(), "image/jpeg")
+
+def test_last_photo_counts(page):
+    "Of photos that are chosen one after the other the last is shown, however long the others take; a download has the name of what is shown"
+    small, large = png(Image.new("RGB", (64, 48), "navy")), png(Image.new("RGB", (6000, 4000), "navy"))
+    give(page, "good.png", small)
+    give(page, "letter.txt", b"hello", "text/plain")
+    with page.expect_download() as saved: page.click(".pd-save")
+    assert saved.value.suggested_filename == "good-clusters.png"
+    page.evaluate("window.maps = []; const make = createImageBitmap; window.createImageBitmap = async (...o) => { const m = await make(...o); maps.push(m); return m }; 0")
+    page.set_input_files("[type=file]", dict(name="large.png", mimeType="image/png", buffer=large))
+    page.set_input_files("[type=file]", dict(name="small.png", mimeType="image/png", buffer=small))
+    page.wait_for_function("maps.length == 2")
+    page.wait_for_function("document.querySelector('.picie-demo').demo.name == 'small'")
+    done(page)
+    assert result(page)[0].shape == (48, 64, 3) and "smaller" not in status(page)
+    assert page.evaluate("maps.map(o => o.width)") == [0, 0] # their memory is given back at once
+    page.evaluate("document.querySelector('.pd-status').textContent = ''")
+    page.set_input_files("[type=file]", dict(name="large.png", mimeType="image/png", buffer=large))
+    page.wait_for_function("document.querySelector('.picie-demo').demo.busy")
+    assert page.evaluate("(o => o.photo.width == 64 ? o.name : 'small')(document.querySelector('.picie-demo').demo)") == "small"
+    done(page)
+    assert page.evaluate("document.querySelector('.picie-demo').demo.name") == "large"
+
+@pytest.mark.parametrize("name", ("model.onnx", "ort.wasm", "ort.mjs", "worker.js", "demo.json", "demo.js"))
+def test_not_loaded(browser, folder, tmp_path, name):
+    "A file that does not arrive is told, and stays told while others arrive; the next photo tries again"
+    for f in folder.iterdir():
+        if f.name != name: (tmp_path/f.name).symlink_to(f)
+    with served(tmp_path) as address:
+        page, wrong = browser.new_page(), []
+        page.set_default_timeout(1000*SLOW)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.goto(address)
+        if name == "demo.js": page.wait_for_selector("text=The demo could not be loaded")
+        else:
+            page.wait_for_selector(".pd-status:not(:empty)")
+            photo = dict(name="photo.png", mimeType="image/png", buffer=png(ToyScenes(n=1, size=64, seed=1)[0][0]))
+            page.set_input_files("[type=file]", photo)
+            if name != "demo.json":
+                page.wait_for_function("/did not work|could not/.test(document.querySelector('.pd-status').textContent)")
+                page.wait_for_timeout(1000)
+                assert ("could not be started" if name == "worker.js" else "try once more") in status(page) and page.locator("progress").is_hidden()
+                (tmp_path/name).symlink_to(folder/name)
+                page.set_input_files("[type=file]", photo)
+            page.wait_for_selector(".pd-result")
+            done(page)
+            assert "clusters in" in status(page) and page.locator(".pd-failed").count() == 0
+            if page.locator(".pd-examples button").count():
+                page.route("**/*.jpg", lambda r: r.abort())
+                page.locator(".pd-examples button").first.click()
+                page.wait_for_function("/china.jpg could not be loaded/.test(document.querySelector('.pd-status').textContent)")
+        page.close()
+        assert wrong == [], wrong
+
+def test_readers(browser, folder):
+    "A screen reader hears each text once, a finger lights a cluster until it taps elsewhere, and the system's own colours leave those of the clusters"
+    with served(folder) as address:
+        page = browser.new_page(has_touch=True, forced_colors="active")
+        page.set_default_timeout(1000*SLOW)
+        page.goto(address)
+        page.wait_for_selector(".pd-status:not(:empty)")
+        page.evaluate("window.said = []; new MutationObserver(() => said.push(document.querySelector('.pd-status').textContent)).observe(document.querySelector('.pd-status'), {childList: true})")
+        give(page, "photo.png", png(ToyScenes(n=1, size=64, seed=1)[0][0]))
+        said = page.evaluate("said")
+        assert "MB, once" in "".join(said) and all(a != b for a, b in zip(said, said[1:]))
+        assert len(set(page.evaluate("[...document.querySelectorAll('.pd-chip')].map(o => getComputedStyle(o).backgroundColor)"))) == page.locator(".pd-chip").count() > 1
+        page.locator(".pd-over").tap()
+        assert page.locator(".pd-lit").count() == 1 and re.match("cluster ", page.locator("figcaption").inner_text())
+        page.locator(".pd-status").tap()
+        assert page.locator(".pd-lit").count() == 0
+        give(page, "dot.png", png(Image.new("RGB", (1, 1), "red")))
+        assert status(page).startswith("1 cluster in ")
+        page.close()
+
+def test_old_browser(browser, folder):
+    "What the page itself needs is asked for before a photo is chosen"
+    with served(folder) as address:
+        page = browser.new_page()
+        page.add_init_script("delete window.OffscreenCanvas")
+        page.goto(address)
+        page.wait_for_selector(".pd-failed")
+        assert "cannot run OffscreenCanvas" in status(page)
+        page.close()
 
 @pytest.mark.parametrize("width", (360, 768, 1440))
 def test_widths(browser, folder, width):

@@ -113,6 +113,7 @@ def test_extras(site):
     assert cards == {HERE+"images/card.jpeg"}
     assert "callback.llms.md" in (site/"llms.txt").read_text() and (site/"callback.llms.md").exists()
     assert "callback.html" in (site/"sitemap.xml").read_text() and (site/"404.html").exists()
+    assert '<head><base href="/picie_nb/">' in (site/"404.html").read_text() # stands in for pages of any folder
     page = (site/"callback.html").read_text()
     assert "colab.research.google.com/github/picie-nb/picie_nb/blob/main/nbs/09_callback.ipynb" in page
     assert "github.com/picie-nb/picie_nb/raw/main/nbs/09_callback.ipynb" in page and "/blob/main/nbs/09_callback.ipynb" in page and "docs.fast.ai" in page

@@ -7,6 +7,7 @@ The same nbs/_quarto.yml serves `quarto render _proc` where Quarto is installed.
 """
 import html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
+from urllib.parse import urlparse
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE, REPO, BRANCH = "https://picie-nb.github.io/picie_nb/", "picie-nb/picie_nb", "main"
@@ -119,6 +120,7 @@ def finish(docs:Path, source:dict):
         if "training" not in f.parts: text = re.sub(r'<a href="[^"]*training/distributed\.html#shares">(<code>shares\(\)</code>)</a>', r"\1", text) # that of a segmentation
         text = re.sub(r'<a href="https://docs.fast.ai/[^"]*">(<code>(?:apply|test|params)</code>)</a>', r"\1", text) # words of ours, not fastai's
         text = re.sub(rf'content="{re.escape(SITE)}[\w/]*(images/card\.jpeg)"', rf'content="{SITE}\1"', text) # smalldocs looks beside the page
+        if f.name == "404.html": text = text.replace("<head>", f'<head><base href="{urlparse(SITE).path}">', 1) # shown in place of pages of any folder
         if f.name == "api.html": # made here, not in the repository
             text = re.sub(r'<div class="action-links"><a href="[^"]*/nbs/api\.qmd"[^>]*>.*?</a></div>', "", text).replace('<main class="content"', '<main class="content api"')
         for new, old in source.items(): text = text.replace(f"/blob/{BRANCH}/nbs/{new}", f"/blob/{BRANCH}/nbs/{old}")
@@ -149,7 +151,7 @@ def demo(docs:Path):
         return
     page, note = docs/"demo.html", ("<p><strong>This copy of the site was built without npm</strong>, from which the demo gets the program that "
                                     "runs networks in a browser. Install Node.js, and run <code>make docs</code> again.</p>")
-    text = re.sub(r'<link [^>]*href="demo/demo.css">.*?src="demo/demo.js"></script>', note, page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r'<link [^>]*href="demo/demo.css">.*?src="demo/demo.js"[^>]*></script>', note, page.read_text(encoding="utf-8"), flags=re.S)
     page.write_text(text, encoding="utf-8")
 
 def spelling():

@@ -17,12 +17,15 @@ onmessage = async ({data}) => {
 async function load({url, file}) {
   let seen = 0
   async function get(url) {
-    const r = await fetch(url), parts = []
-    if (!r.ok) throw new Error(`${url.split("/").pop()} could not be loaded (${r.status})`)
-    for (let reader = r.body.getReader(), o; !(o = await reader.read()).done;) {
-      parts.push(o.value)
-      postMessage({loaded: seen += o.value.length})
-    }
+    const parts = []
+    try {
+      const r = await fetch(url)
+      if (!r.ok) throw new Error(r.status)
+      for (let reader = r.body.getReader(), o; !(o = await reader.read()).done;) {
+        parts.push(o.value)
+        postMessage({loaded: seen += o.value.length})
+      }
+    } catch (e) { throw new Error(`${url.split("/").pop()} could not be loaded (${e.message})`) }
     return new Uint8Array(await new Blob(parts).arrayBuffer())
   }
   const ort = await import("./ort.mjs")
