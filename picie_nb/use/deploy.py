@@ -83,7 +83,7 @@ def _before(op, size:int):
 # %% ../../nbs/use/deploy.ipynb #038849ac
 def _after(op, hw, tau:float, pixels:float=4e6):
     "From `scores` to `clusters` and `confidence` at the size of the images, as `_finish` does it"
-    area = op("ReduceProd", hw, keepdims=0)
+    area = op("Mul", op.part(hw, 0, 1), op.part(hw, 1, 2))
     shrink = op("Min", op("Sqrt", op("Div", np.float64(pixels), area)), np.float64(1))
     large = op.whole(op("Max", op("Round", op("Mul", hw, shrink)), np.float64(1)))
     s = op.resize("scores", op.part(op("Shape", "scores"), 0, 2), large)
