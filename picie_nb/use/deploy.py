@@ -333,7 +333,8 @@ def _program(whole, h, w):
     batch = torch.export.Dim("batch", max=4096)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: batch},))
+        return torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: batch},),
+                                   strict=False) # which PyTorch 2.7 is not by itself
 
 def _run_program(program, im:Image.Image):
     "Clusters and confidence of one image"
