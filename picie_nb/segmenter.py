@@ -567,6 +567,7 @@ def _filled(path, h:dict, arrays:dict)->PiCIENet:
 # %% ../nbs/12_segmenter.ipynb #f1e12714
 def _check_shapes(path, arrays, make, rest=False): # rest: the backbone is not in the file
     "Compare arrays with a network that has shapes and no memory, before one is made that has"
+    import timm # below, what it makes when first imported would have no memory
     try:
         with torch.device("meta"): want = {k: v.shape for k, v in make().state_dict().items()}
     except (RuntimeError, NotImplementedError): return # a network that cannot be made without memory

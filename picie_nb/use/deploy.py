@@ -83,7 +83,7 @@ def _before(op, size:int):
 # %% ../../nbs/use/deploy.ipynb #038849ac
 def _after(op, hw, tau:float, pixels:float=4e6):
     "From `scores` to `clusters` and `confidence` at the size of the images, as `_finish` does it"
-    area = op("ReduceProd", hw, keepdims=0)
+    area = op("Mul", op.part(hw, 0, 1), op.part(hw, 1, 2))
     shrink = op("Min", op("Sqrt", op("Div", np.float64(pixels), area)), np.float64(1))
     large = op.whole(op("Max", op("Round", op("Mul", hw, shrink)), np.float64(1)))
     s = op.resize("scores", op.part(op("Shape", "scores"), 0, 2), large)
@@ -333,7 +333,8 @@ def _program(whole, h, w):
     batch = torch.export.Dim("batch", max=4096)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: batch},))
+        return torch.export.export(whole, (torch.rand(2, 3, h, w),), dynamic_shapes=({0: batch},),
+                                   strict=False) # which PyTorch 2.7 is not by itself
 
 def _run_program(program, im:Image.Image):
     "Clusters and confidence of one image"
