@@ -303,16 +303,6 @@ def test_readers(browser, folder):
         assert status(page).startswith("1 cluster in ")
         page.close()
 
-def test_old_browser(browser, folder):
-    "What the page itself needs is asked for before a photo is chosen"
-    with served(folder) as address:
-        page = browser.new_page()
-        page.add_init_script("delete window.OffscreenCanvas")
-        page.goto(address)
-        page.wait_for_selector(".pd-failed")
-        assert "cannot run OffscreenCanvas" in status(page)
-        page.close()
-
 @pytest.mark.parametrize("width", (360, 768, 1440))
 def test_widths(browser, folder, width):
     "Nothing is wider than the window, and what is pressed is large enough for a finger"
@@ -327,14 +317,15 @@ def test_widths(browser, folder, width):
         assert all(o.bounding_box()["height"] >= 24 for o in page.locator("button, .pd-button, li label").all())
         page.close()
 
-def test_no_webassembly(browser, folder):
-    "A browser that cannot run it is told so"
+@pytest.mark.parametrize("name", ("WebAssembly", "Worker", "OffscreenCanvas"))
+def test_old_browser(browser, folder, name):
+    "What the page itself needs is asked for before a photo is chosen"
     with served(folder) as address:
         page = browser.new_page()
-        page.add_init_script("delete window.WebAssembly")
+        page.add_init_script(f"delete window.{name}")
         page.goto(address)
         page.wait_for_selector(".pd-failed")
-        assert "cannot run WebAssembly" in status(page)
+        assert f"cannot run {name}" in status(page)
         page.close()
 
 def test_without_npm(tool, monkeypatch, tmp_path):
