@@ -4,7 +4,7 @@
     python bench/run.py kmeans     # only the groups named: recipe users epochs presets precision kmeans small memory imports processes
                                    # growth, and compile, which takes minutes and is left out otherwise
 
-Each figure is the median of interleaved repetitions (of `users` one run each), so that a machine whose speed drifts slows both sides alike. report.json
+Each figure is the median of interleaved repetitions (of training in `users` one run), so that a machine whose speed drifts slows both sides alike. report.json
 is one flat object, name: number; details.json holds the spread of each figure, the machine and the growth curves. The page
 nbs/explanations/speed.ipynb shows both. CAMVID names the folder with CamVid's images/{train,val} and labels/val; without it,
 scenes are drawn.
@@ -164,6 +164,8 @@ def presets():
     with reuse_memory():
         ratio("channels_last_over_default", lambda: train(net, *xs), lambda: train(by_channel, *xs))
         ratio("views_together_over_apart", lambda: train(net, *xs), apart)
+        quick, no_grad = folded(net), torch.no_grad()
+        ratio("folded_over_whole", no_grad(lambda: quick(xs[0])), no_grad(lambda: net(xs[0])), 15)
     def step(): train(net, *xs)
     def reusing():
         with reuse_memory(): [step() for _ in range(3)]
@@ -184,39 +186,52 @@ def precision():
     put("bf16_over_fp32", over(res, "bf16", "fp32"))
 
 
+@torch.no_grad()
+def score_batches(net, mu, batches, classes):
+    cm = ConfusionMatrix(11, len(classes), classes.ignore)
+    for x, y in batches: cm.update(upsampled_argmax(scores(F.normalize(net(x), dim=1), mu, "dot"), y.shape[-2:]), y)
+    return score(cm)
+
+
 # -- the default recipe, at its size -----------------------------------------------------------------------------------
 def recipe():
     "First and later epochs of the default preset at 320 pixels, over a floor that has the teacher in it"
     n, reps = 64, 3
-    learn = learner(data(n, size=320))
+    learn, other = (learner(data(n, size=320)) for _ in range(2)) # the floor moves weights: it has its own
     cb, run = learn.cluster, epoch(learn)
     def first(): # with its K-means
         cb.snapshot = None
         return run()
-    first()
-    side = round(320*cb.view_scale)
+    first(); epoch(other)()
+    side, teacher = round(320*cb.view_scale), other.cluster.snapshot
     batches = [[torch.rand(16, 3, s, s) for s in (320, side, side)] for _ in range(n//16)]
     def bare():
         start = time.perf_counter()
         with reuse_memory():
             for plain, *pair in batches:
-                with torch.no_grad(): cb.snapshot(plain)
-                sum(z.pow(2).mean() for z in learn.model(*pair)).backward()
-                learn.opt.step(); learn.opt.zero_grad()
+                with torch.no_grad(): teacher(plain)
+                sum(z.pow(2).mean() for z in other.model(*pair)).backward()
+                other.opt.step(); other.opt.zero_grad()
         return dict(epoch=time.perf_counter()-start)
     res = in_turn(dict(later=run, first=first, floor=bare), reps)
     put("default_over_floor", over(res, "later", "floor"))
     put("default_first_over_floor", over(res, "first", "floor"))
     seg = learn.segmenter()
-    files = image_files(DATA/"images/val")[:12] if DATA.is_dir() else [Path(f) for f in learn.dls.valid_ds.items][:12]
+    files = image_files(DATA/"images/val")[:48] if DATA.is_dir() else [Path(f) for f in learn.dls.valid_ds.items]
     from picie_nb.segmenter import _tensor
     xs = [_tensor(open_image(f), seg.size) for f in files]
     @torch.no_grad()
     def forward(): [(open_image(f), seg.net(x)) for f, x in zip(files, xs)]
     rough = seg._with(refine=0)
-    res = side_by_side(dict(refined=lambda: [seg(f) for f in files], rough=lambda: [rough(f) for f in files], forward=forward), reps)
+    def folder(s): return lambda: list(s.stream(files, progress=False))
+    res = side_by_side(dict(refined=folder(seg), rough=folder(rough), forward=forward), reps)
     put_ratio("default_segment_over_forward", res, "refined", "forward")
     put_ratio("default_segment_unrefined_over_forward", res, "rough", "forward")
+    batches = [tuple(o.as_subclass(torch.Tensor) for o in b) for b, _ in zip(learn.dls.valid, range(2))]
+    def scored(): return score_batches(seg.net, cb.mu_eval, batches, learn.classes)
+    @torch.no_grad()
+    def only(): [seg.net(x) for x, _ in batches]
+    with reuse_memory(): ratio("default_eval_over_forward", scored, only, reps)
 
 
 def folder(n):
@@ -259,9 +274,13 @@ def users():
         with learn.no_bar(), learn.no_logging():
             if epochs: learn.fit(epochs)
         return [s.clusters for s in learn.segmenter().stream(files, progress=False)]
-    ways, found = dict(script=script, start=lambda: ours(0), trained=lambda: ours(6)), {}
-    times = {name: clock(lambda: found.update({name: f()})) for name, f in ways.items()}
-    for name in ("start", "trained"): put(f"{name}_over_script", times[name]/times["script"])
+    found = {}
+    def keep(name, f): return lambda: found.update({name: f()})
+    times = side_by_side(dict(script=keep("script", script), start=keep("start", lambda: ours(0))), 3) # after a first, for what is imported
+    times["trained"] = [clock(keep("trained", lambda: ours(6)))]
+    put_ratio("start_over_script", times, "start", "script")
+    times = {n: statistics.median(t) for n, t in times.items()}
+    put("trained_over_script", times["trained"]/times["script"])
     for name, maps in found.items():
         s = evaluate(maps, truth, labels=labels, n_clusters=k).score()
         put(f"{name}_miou", 100*s.miou)
@@ -319,11 +338,7 @@ def small():
     for name, over in (("", net), ("_resnet50", PiCIENet(create_backbone("resnet50", pretrained=False)).eval())):
         @torch.no_grad()
         def forward(): [over(x) for x, _ in batches]
-        @torch.no_grad()
-        def scored():
-            cm = ConfusionMatrix(11, len(learn.classes), learn.classes.ignore)
-            for x, y in batches: cm.update(upsampled_argmax(scores(F.normalize(over(x), dim=1), mu, "dot"), y.shape[-2:]), y)
-            score(cm)
+        def scored(): return score_batches(over, mu, batches, learn.classes)
         with reuse_memory(): ratio(f"eval_over_forward{name}", scored, forward)
 
     seg = learn.segmenter()

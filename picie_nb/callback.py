@@ -21,6 +21,7 @@ from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
 from .transforms import Photometric, Geometric
 from .backbone import _evaluating
+from .fpn import folded
 from .clustering import (KMeansResult, kmeans, scores, assign, sample_pixels,
                                  _add_)
 from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
@@ -90,6 +91,7 @@ def _check_settings(self:ClusterCallback):
 def forget(self:ClusterCallback):
     "Drop all that was made from the network or the images"
     self.snapshot, self.heads, self.mu, self.mu_eval = None, [], None, None
+    self.fast = None, None # a snapshot, and the same without BatchNorm
     self.fine = None # clusters from which the readout was merged, (n,D)
     self.made = None # by these weights, see `_weights`
     self.rough = False # a readout of few images, for the progress table
@@ -283,7 +285,13 @@ def cluster(self:ClusterCallback):
 @patch
 def fit_heads(self:ClusterCallback):
     "K-means for each head and view"
-    self.set_heads(self._fits(self.snapshot))
+    self.set_heads(self._fits(self.teacher))
+
+@patch(as_prop=True)
+def teacher(self:ClusterCallback): # the snapshot, faster
+    if self.fast[0] is not self.snapshot:
+        self.fast = self.snapshot, folded(self.snapshot)
+    return self.fast[1]
 
 @patch
 def _fits(self:ClusterCallback, model): # a fixed teacher has one set, of plain images
@@ -309,9 +317,10 @@ def _learned(self:ClusterCallback, z, k, c=None): # `KMeansResult`
     if self.labels != "start" or not k == self.n_clusters < self.merge_from:
         return self.kmeans(z, k)
     fits = [self._merged(z, c)[1:] for _ in range(self.n_draws)]
-    few = z[:10_000] # points to compare them by
-    mu, n = fits[typical([assign(few, mu, self.metric) for mu, _ in fits])]
+    mu, n = fits[typical([assign(_few(z), mu, self.metric) for mu, _ in fits])]
     return KMeansResult(mu, n, float("nan"))
+
+def _few(z): return z[::max(1, len(z)//10_000)].clone() # to compare clusterings by
 
 # %% ../nbs/09_callback.ipynb #ec54685e
 @patch
@@ -350,7 +359,7 @@ def before_batch(self:ClusterCallback):
 @torch.no_grad()
 def teach(self:ClusterCallback, size:tuple)->list:
     "Features by the snapshot: of both views, or of the plain image, moved to them"
-    fs = self.snapshot(*self.teach_xs)
+    fs = self.teacher(*self.teach_xs)
     if self.labels == "start":
         return [F.normalize(self.geometric.apply(fs.float(), self.g, size), dim=1)]
     return self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
@@ -430,9 +439,9 @@ def fresh(self:ClusterCallback,
     most:int=None, # images, default what `n_images` says
 )->list: # centroids of each run, (K,D), or (K,D+1) if merged, see `with_prior`
     "Centroids of plain training images, by the network in evaluation mode"
-    self.leaves = []
+    self.leaves, self.few = [], None
     with _evaluating(unwrap(self.learn.model)) as model:
-        return self._fresh(model, n, most)
+        return self._fresh(folded(model), n, most)
 
 @patch
 def _fresh(self:ClusterCallback, model, n, most=None):
@@ -440,6 +449,7 @@ def _fresh(self:ClusterCallback, model, n, most=None):
     zs = self.sample(model, interior=self.interior, **how)
     if len(zs[0]) < self.n_clusters and self.interior < 1: # too few inside of things
         zs = self.sample(model, **how)
+    self.few = _few(zs[0])
     return [self._readout(*zs) for _ in range(n)]
 
 @patch
@@ -502,10 +512,9 @@ def fit_readout(self:ClusterCallback,
 ):
     "Fresh centroids for use; of several runs the most typical one (`typical`)"
     mus, i = self.fresh(n_draws or self.n_draws, most), 0
-    if len(mus) > 1: # one batch of pixels is enough to compare them
-        with _evaluating(unwrap(self.learn.model)) as model:
-            _, (z,) = next(self.stream(model, augment=False))
-        i = typical([scores(z, mu, self.readout).argmax(1) for mu in mus])
+    if len(mus) > 1:
+        i = typical([scores(self.few, mu, self.readout).argmax(1) for mu in mus])
+    self.few = None
     self.mu_eval = mus[i].contiguous()
     self.fine = self.leaves[i] if len(self.leaves) == len(mus) else None
     self.team.same([self.mu_eval] + ([] if self.fine is None else [self.fine]))
@@ -600,6 +609,7 @@ def before_fit(self:ClusterCallback):
 def after_fit(self:ClusterCallback):
     self.settle() # if training was stopped early
     self.busy, self.xs, self.teach_xs, self.g = False, None, None, None
+    self.fast = None, None
     if self.rough: self.mu_eval = self.fine = None
     self.made = self._weights() # a teacher of these weights' past, until others come
 

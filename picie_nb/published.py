@@ -129,6 +129,7 @@ def _fresh(self:PublishedCallback, model, n, most=None):
     if not 0 < self.init_images < len(self.learn.dls.train_ds):
         return ClusterCallback._fresh(self, model, n, most)
     def stream(): return self.stream(model, augment=False)
+    if n > 1: _, (self.few,) = next(stream()) # a batch
     draws = [self.follow(stream(), ks=[self.n_clusters]) for _ in range(n)]
     return [d[0][0].centroids for d in draws]
 
@@ -143,7 +144,7 @@ def count(self:PublishedCallback,
         if x is None: continue
         *xs, g = (self.plain(x), None) if self.labels == "start" else self.views(x)
         for i, v in enumerate(xs):
-            z = self.feature(i, self.snapshot(v), g)
+            z = self.feature(i, self.teacher(v), g)
             for rs, ns in zip(results, res):
                 y = assign(z, rs[i].centroids, self.metric).flatten()
                 ns[i] += y.bincount(minlength=len(ns[i]))

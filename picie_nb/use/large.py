@@ -147,9 +147,10 @@ def segment_raster(
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
     windows = [(*rows, *cols) for rows, cols in product(*spans)]
-    with _bounded(), _writing(out) as tmp, _like(raster, tmp, segmenter, side) as dst:
+    seg = segmenter._fast()
+    with _bounded(), _writing(out) as tmp, _like(raster, tmp, seg, side) as dst:
         for window in _bar(windows, progress):
-            clusters = _clusters(segmenter, raster, window, margin, dst.nodata)
+            clusters = _clusters(seg, raster, window, margin, dst.nodata)
             dst.write(clusters.astype(dst.dtypes[0]), 1, window=raster._window(*window))
     return out
 
@@ -390,15 +391,15 @@ def _pictures(self:Frames):
 # %% ../../nbs/use/large.ipynb #4bcc2826
 @patch
 def __iter__(self:Frames):
-    frames, past = self._pictures(), None
+    frames, past, seg = self._pictures(), None, self.segmenter._fast()
     while few := list(islice(frames, self.bs)):
         x = torch.cat([_small(im, self.size) for _, im in few])
-        s = self.segmenter._coarse(x)
+        s = seg._coarse(x)
         colours = F.interpolate(x.to(s.device).float()/255, s.shape[-2:], mode="area")
         for (time, im), s, c in zip(few, s, colours):
             if past and self.smooth: s = _calm(s, c, *past, self.smooth)
             past = s, c
-            yield self.segmenter._finish(s[None].clone(), im, time)
+            yield seg._finish(s[None].clone(), im, time)
 
 # %% ../../nbs/use/large.ipynb #edbfcab6
 def _calm(

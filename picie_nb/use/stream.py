@@ -99,8 +99,9 @@ def each(self:Segmentations):
     if self.used and iter(self.images) is self.images:
         raise ValueError("these images came from an iterator, which can be gone through once: give a list")
     self.failed, self.used, jobs = {}, True, enumerate(self.images)
+    seg = self.segmenter._fast()
     ahead = max(1, min(2*self.bs, 2*self.pixels//self.size**2))
-    on_cpu = self.segmenter.device.type == "cpu"
+    on_cpu = seg.device.type == "cpu"
     most = min(self.pixels, 250_000) if on_cpu else self.pixels # more leave its cache
     with ThreadPoolExecutor(4) as pool:
         while read := list(pool.map(self._read, self._few(jobs, ahead))):
@@ -112,9 +113,9 @@ def each(self:Segmentations):
                 n = max(1, min(self.bs, most//(shape[2]*shape[3])))
                 for b in (idxs[j:j+n] for j in range(0, len(idxs), n)):
                     together = torch.cat([read[i][2] for i in b])
-                    scores.update(zip(b, self.segmenter._coarse(together).split(1)))
+                    scores.update(zip(b, seg._coarse(together).split(1)))
             for i, o in enumerate(read):
-                yield self.segmenter._finish(scores.pop(i), o[1], o[0]) if i in scores else o
+                yield seg._finish(scores.pop(i), o[1], o[0]) if i in scores else o
 
 # %% ../../nbs/use/stream.ipynb #78d82f35
 class Shard:
