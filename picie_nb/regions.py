@@ -140,8 +140,8 @@ def refined_scores(
     x:Tensor, # the images they were made from, (B,3,H,W) in [0,1]
     n_iter:int=20, # rounds of `refine`
     tau:float=.05, # temperature of the softmax: smaller is surer
-)->Tensor: # probabilities, (B,K,ceil(H/2),ceil(W/2))
-    "Scores as probabilities at half the size of the images, refined"
+)->Tensor: # scores, (B,K,ceil(H/2),ceil(W/2))
+    "Scores at half the size of the images, refined as probabilities"
     x = F.avg_pool2d(F.pad(x, (0, x.shape[-1]%2, 0, x.shape[-2]%2), mode="replicate"), 2)
     s = F.interpolate(s.float(), x.shape[-2:], mode="bilinear", align_corners=False)
-    return refine((s/tau).softmax(1), x, n_iter)
+    return tau*refine((s/tau).softmax(1), x, n_iter).clamp_min(1e-6).log()

@@ -220,8 +220,7 @@ def _run(self:Segmenter, x:Tensor)->Tensor:
     if x.dtype == torch.float64: x = x.float()
     z = F.normalize(self.net(x).float(), dim=1)
     s = self._grouped(scores(z, self.centroids.to(z.device), self.readout))
-    if not self.refine: return s
-    return refined_scores(s, x, self.refine, self.tau).clamp_min(1e-6).log()*self.tau
+    return refined_scores(s, x, self.refine, self.tau) if self.refine else s
 
 @patch
 def _grouped(self:Segmenter, s:Tensor)->Tensor:
