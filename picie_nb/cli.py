@@ -180,6 +180,7 @@ def picie_train(
     _at_least_one(clusters=clusters, epochs=epochs, size=size, bs=bs, draws=draws)
     out, json, run, sheet = _targets(out, json)
     if _complete(out, run, resume): return
+    _not_lost(out)
     first = _first()
     _seed(seed)
     kw = dict(size=size, bs=bs, num_workers=num_workers, oversample=oversample,
@@ -235,6 +236,15 @@ def _targets(out, json):
     if json in (out, sheet):
         raise ValueError(f"--json {json} is the name of another file that will be written: give another")
     return out, json, run, sheet
+
+def _not_lost(out):
+    "ValueError if a file would be replaced that no training makes again"
+    from picie_nb.segmenter import _read
+    if not out.exists(): return
+    try: h, _ = _read(out)
+    except ValueError: raise ValueError(f"--out {out} is no segmenter, and would be replaced: move it away") from None
+    if h.get("hints") or not all(re.fullmatch(r"cluster \d+", o) for o in h["names"]):
+        raise ValueError(f"--out {out} holds names that somebody gave, and would be replaced: move it away")
 
 def _complete(out, run, resume)->bool:
     "Was this training finished before? ValueError if it was stopped and is not to go on"

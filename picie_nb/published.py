@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastcore.basics import patch, store_attr
 from .training.distributed import unwrap
 from .transforms import Photometric, Geometric
+from .fpn import folded
 from .clustering import MiniBatchKMeans, assign
 from .losses import PiCIELoss, cluster_loss
 from .callback import ClusterCallback, ClusterLoss, PiCIEConfig, _no_masks
@@ -91,7 +92,8 @@ def cluster(self:PublishedCallback):
     passes = [self.stream(model, only=i) for i in range(self.n_views)]
     if self.cluster_batchnorm == "eval" or start: # order has no effect
         passes = [self.stream(model, not start)]
-    if start and not self.init_images: results = self._fits(model)
+    if start and not self.init_images:
+        results = self._fits(model if model.training else folded(model))
     else: results = list(zip(*(rs for p in passes for rs in self.follow(p))))
     self.team.same(model.buffers())
     self.snapshot = copy.deepcopy(model).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from PIL import Image
 from conftest import ROOT
 from forked import command
 from picie_nb.data.folders import ToyScenes
+from picie_nb.segmenter import Segmenter
 
 SMALL = ["--backbone", "test_efficientnet", "--no-pretrained", "--clusters", "8", "--epochs", "1", "--size", "32", "--bs", "4", "--draws", "2"]
 
@@ -131,6 +132,20 @@ def test_gallery_and_export(trained, tmp_path):
     assert res.returncode == 0 and "road" in res.stdout, res.stderr
     res = run("picie-segment", tmp_path/"named.safetensors", world/"test"/"images", "--out", tmp_path/"out")
     assert res.returncode == 0 and [o["name"] for o in json.loads((tmp_path/"out"/"legend.json").read_text())][0] == "road", res.stderr
+
+
+def test_what_was_made_by_hand_is_not_replaced(trained, tmp_path):
+    "Names of clusters, which no training makes again, and files of others; a model as it was trained may go"
+    world, _ = trained
+    named, other, plain = (tmp_path/f"{o}.safetensors" for o in ("named", "other", "plain"))
+    shutil.copy(world/"m.safetensors", plain)
+    Segmenter.load(plain).named({3: "sky"}).save(named)
+    other.write_bytes(b"weights")
+    for out, says in ((named, "holds names that somebody gave"), (other, "is no segmenter"), (plain, None)):
+        was = out.read_bytes()
+        res = run("picie-train", world/"train"/"images", "--out", out, "--seed", "1", *SMALL)
+        assert res.returncode == bool(says) and (out.read_bytes() == was) == bool(says), res.stderr
+        if says: assert says in res.stderr and len(res.stderr.strip().splitlines()) == 1, res.stderr
 
 
 def test_evaluate(world, tmp_path):
