@@ -242,7 +242,8 @@ def _not_lost(out):
     from picie_nb.segmenter import _read
     if not out.exists(): return
     try: h, _ = _read(out)
-    except ValueError: raise ValueError(f"--out {out} is no segmenter, and would be replaced: move it away") from None
+    except ValueError:
+        raise ValueError(f"--out {out} is no segmenter, and would be replaced: move it away") from None
     if h.get("hints") or not all(re.fullmatch(r"cluster \d+", o) for o in h["names"]):
         raise ValueError(f"--out {out} holds names that somebody gave, and would be replaced: move it away")
 
