@@ -75,7 +75,8 @@ def test_a_failed_save_changes_nothing(world, photos, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr("picie_nb.segmenter.as_bytes", full)
         app.names[1].value = "road"
-    assert app.status.value.startswith("Not done: ") and "No space left" in app.status.value
+        app.k.value = 4
+    assert app.status.value.startswith("Not done: ") and "No space left" in app.status.value and app.k.value == len(app.names) == 6
     assert app.project.segmenter is before and app.project.path.read_bytes() == saved and len(list(app.project.out.iterdir())) == 1
     app.names[2].value = "house"
     assert Segmenter.load(app.project.path).labels.names[:3] == ["sky", "road", "house"]

@@ -532,10 +532,11 @@ def _show_clusters(self:PicieApp):
 def _cut(self:PicieApp):
     now, k = self.project.segmenter, self.k.value
     named = getattr(now, "_cut_from", now) # the last that was named or clicked by hand
-    try: new = named if k == len(named.labels) else recut(named, self.project.tree(), k)
-    except Exception: self.k.value = len(self.names); raise
-    if new is not named: new._cut_from = named
-    self.project.change(new)
+    try:
+        new = named if k == len(named.labels) else recut(named, self.project.tree(), k)
+        if new is not named: new._cut_from = named
+        self.project.change(new)
+    except Exception: self.k.value = len(self.names); raise # the rows that stay
     self._show_clusters()
     self.fresh[2] = self.project.segmenter
 
