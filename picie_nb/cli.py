@@ -27,7 +27,9 @@ def _in_shell(name):
     warnings.simplefilter("ignore", FutureWarning) # of other packages
     if getattr(sys.stdout, "errors", "") == "strict": # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    if "RANK" not in os.environ: signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for s in ("SIGTERM", "SIGHUP") if "RANK" not in os.environ else (): # SIGHUP: its terminal was closed
+        if signal.getsignal(n := getattr(signal, s, signal.SIGTERM)) == signal.SIG_DFL: # nohup ignores that
+            signal.signal(n, signal.default_int_handler)
     def show(text, *_, **__): print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
     warnings.showwarning = show
 

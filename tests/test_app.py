@@ -8,7 +8,7 @@ from picie_nb.clustering import kmeans
 from picie_nb.data.scenes import ToyScenes
 from picie_nb.fpn import PiCIENet
 from picie_nb.segmenter import Segmenter
-from picie_nb.use.app import PhotoProject, picie_app, _part_names
+from picie_nb.use.app import PhotoProject, picie_app, _page, _part_names
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SLOW = 180 # seconds that a busy machine may take to start a kernel and import all
@@ -75,7 +75,8 @@ def test_a_failed_save_changes_nothing(world, photos, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr("picie_nb.segmenter.as_bytes", full)
         app.names[1].value = "road"
-    assert app.status.value.startswith("Not done: ") and "No space left" in app.status.value
+        app.k.value = 4
+    assert app.status.value.startswith("Not done: ") and "No space left" in app.status.value and app.k.value == len(app.names) == 6
     assert app.project.segmenter is before and app.project.path.read_bytes() == saved and len(list(app.project.out.iterdir())) == 1
     app.names[2].value = "house"
     assert Segmenter.load(app.project.path).labels.names[:3] == ["sky", "road", "house"]
@@ -117,6 +118,85 @@ def test_two_pages(world, photos):
     assert len(kept) == 2 and any(torch.equal(o.centroids, other.centroids) for o in kept)
     b.undo()
     assert any(Segmenter.load(f).labels.names[:2] == ["sky", "road"] for f in a.out.glob("segmenter-*"))
+
+
+def test_it_says_what_was_set_aside(world, photos):
+    "Of two pages, the one that saves later tells where the other's names are"
+    a, b = (picie_app(photos, world[1]) for _ in range(2))
+    for app in (a, b): app.tabs.selected_index = 2
+    a.names[0].value, b.names[1].value = "sky", "road"
+    assert a.status.value == "Saved" and b.status.value == "Saved; the segmenter before is now segmenter-2.safetensors"
+    assert Segmenter.load(b.project.out/"segmenter-2.safetensors").labels.names[0] == "sky"
+    b.names[2].value = "tree"
+    assert b.status.value == "Saved"
+
+
+def test_photos_that_vanish(world, photos):
+    "One that is gone is never shown as another; others go on; an export names it; when it is back, it is shown again"
+    app = picie_app(photos, world[1])
+    app.tabs.selected_index = 3
+    gone = photos/"00001.png"
+    gone.rename(photos/"away")
+    app.photo.value = 2
+    assert app.status.value.endswith("00001.png does not exist") and app.picture.value == b"" and not app.shown.children
+    app._try(app._click_there)
+    assert app.status.value == "Not done: no photo is shown here: choose another one"
+    assert re.fullmatch(r"Wrote \S+png; 1 photo left out: \S+00001.png does not exist", app.project.export("png", tell=lambda *_: None))
+    app.tabs.selected_index = 2
+    app.k.value = 4
+    assert len(app.names) == 4
+    app.k.max = 500
+    app.k.value = 500
+    assert app.status.value.startswith("Not done") and app.k.value == 4
+    (photos/"away").rename(gone)
+    app.tabs.selected_index = 3
+    assert app.status.value == "00001.png" and app.picture.value
+
+
+def test_fields_of_other_clusters_name_nothing(world, photos):
+    "Neither when the new ones cannot be shown, as a disk is away, nor when something is typed while they are computed"
+    app = picie_app(photos, world[1])
+    app.tabs.selected_index = 2
+    app.names[0].value = "sky"
+    app.tabs.selected_index = 0
+    app.project.change(app.project.segmenter.named({0: "mud", 1: "road"}))
+    photos.rename(photos.with_name("away"))
+    app.tabs.selected_index = 2
+    assert app.status.value.startswith("Not done: none of 6 images")
+    app.names[3].value = "cow"
+    assert app.status.value.startswith("Not done: the clusters have changed meanwhile") and app.project.segmenter.labels.names[:4] == ["mud", "road", "cluster 2", "cluster 3"]
+    photos.with_name("away").rename(photos)
+    app.tabs.selected_index = 0; app.tabs.selected_index = 2
+    assert [o.value for o in app.names[:2]] == ["mud", "road"]
+    old = app.names[2]
+    app.k.value = 4
+    before = app.project.segmenter
+    old.value = "tree"
+    assert app.status.value.startswith("Not done: the clusters have changed meanwhile") and app.project.segmenter is before
+
+
+def test_what_comes_of_a_long_work_is_told(world, photos):
+    "Also when the tab that is seen is drawn anew after it; a gallery can be stopped"
+    app = picie_app(photos, world[1])
+    app.tabs.selected_index = 2
+    def work(tell, stop): app.project.change(app.project.segmenter.named({0: "sky"})); return "Trained"
+    def fail(tell, stop): raise ValueError("Exception occured in `A` when calling event `before_train`: too few\n photos")
+    for f, says in ((work, "Trained"), (fail, "Not done: too few photos")):
+        app._background(f)
+        app.job.join(SLOW)
+        assert app.status.value == says and app.names[0].value == "sky"
+    with pytest.raises(ValueError, match="stopped, and nothing was written"): app.project.export("gallery", tell=lambda *_: None, stop=lambda: True)
+    assert not (app.project.out/"gallery.html").exists()
+
+
+def test_where_it_writes(photos, monkeypatch):
+    "Beside the folder, also when that is called .. or has nothing beside it; no photo is a sentence on the page"
+    (photos/"sub").mkdir()
+    monkeypatch.chdir(photos/"sub")
+    assert PhotoProject("..").out == photos.with_name("photos-picie")
+    with pytest.raises(ValueError, match="nothing lies beside /: say where to write"): PhotoProject(Path("/"))
+    (photos/"sub"/"a.png").write_bytes(b"")
+    assert re.match("There is no app: .*sub: there is no photo that can be read", _page(photos/"sub").children[1].value)
 
 
 def test_the_slider_keeps_names(world, photos):
@@ -167,7 +247,7 @@ def test_photos_in_folders_and_a_hostile_name(world, photos):
 def start(folder, *args):
     "The command in a process of its own, as its script in an installed package does it"
     (folder/"run.py").write_text("import sys; sys.argv[0] = 'picie-app'; from picie_nb.cli import picie_app as f; sys.exit(f())")
-    usual = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # what runs in the background of a shell is born deaf to Ctrl-C
+    usual = lambda: [signal.signal(o, signal.SIG_DFL) for o in (signal.SIGINT, signal.SIGHUP)] # what runs in the background of a shell is born deaf to Ctrl-C
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "run.py", *map(str, args)], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=usual)
 
@@ -179,6 +259,20 @@ def test_mistakes_are_one_line(tmp_path):
     for p, says in cases:
         out, err = p.communicate(timeout=SLOW)
         assert p.returncode == 1 and says in err and len(err.strip().splitlines()) == 1 and out == "", err
+
+
+def test_a_closed_terminal_ends_all(photos):
+    "Neither server nor kernel goes on"
+    psutil = pytest.importorskip("psutil")
+    if not importlib.util.find_spec("voila") or not hasattr(signal, "SIGHUP"): pytest.skip("no Voilà: pip install voila")
+    p = start(photos.parent, photos, "--no-browser")
+    try:
+        assert p.stdout.readline().startswith("http://127.0.0.1:")
+        children = psutil.Process(p.pid).children(recursive=True)
+        p.send_signal(signal.SIGHUP)
+        p.communicate(timeout=60)
+        assert children and psutil.wait_procs(children, timeout=30)[1] == []
+    finally: p.kill()
 
 
 def status(url):
@@ -250,17 +344,33 @@ def check_export(page, photos):
     assert len(list((photos.with_name("photos-picie")/"png").rglob("0000*.png"))) == 6
 
 
+def check_reload(page, photos):
+    "Of a page that was left nothing runs on; names are there; a path is seen from where the command was given"
+    import psutil
+    kernels = lambda: [o for o in psutil.Process().children(recursive=True) if any("ipykernel_launcher" in a for a in o.cmdline())]
+    before = kernels()
+    shutil.copy(photos.with_name("photos-picie")/"segmenter.safetensors", photos.with_name("mine.safetensors"))
+    page.reload()
+    until(lambda: page.locator(".picie-status").inner_text().startswith("Going on with "), "the page again")
+    assert len(before) == 1 and psutil.wait_procs(before, timeout=30)[1] == [] and len(kernels()) == 1
+    page.get_by_role("tab", name="2 Train").click()
+    page.get_by_placeholder("path of a").fill("mine.safetensors")
+    page.get_by_role("button", name="Load").click()
+    until(lambda: page.locator(".picie-status").inner_text().startswith("Loaded "), "a file beside the photos")
+
+
 def shoot(page, folder):
     "Every tab, wide and narrow, light and dark; nothing is wider than the page"
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for width in (1440, 768):
+        for width in (1440, 768, 360):
             page.set_viewport_size(dict(width=width, height=900))
             for i, tab in enumerate(page.get_by_role("tab").all(), 1):
                 tab.click()
                 page.wait_for_timeout(300)
                 if folder: page.screenshot(path=folder/f"app-{scheme}-{width}-{i}.png")
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab.inner_text(), width)
+                assert tab.locator(".lm-TabBar-tabLabel").evaluate("o => o.scrollWidth <= o.clientWidth"), (tab.inner_text(), width)
     back, front = (page.evaluate(f"getComputedStyle(document.querySelector('{s}')).{k}") for s, k in (("body", "backgroundColor"), (".picie-status", "color")))
     assert max(map(int, re.findall(r"\d+", back)[:3])) < 60 and min(map(int, re.findall(r"\d+", front)[:3])) > 180, (back, front)
 
@@ -283,7 +393,7 @@ def test_the_page(served):
             page.goto(url)
             try:
                 until(lambda: page.get_by_text("6 photos in").count(), "the first tab")
-                check_clusters(page, photos); check_look(page, photos); check_export(page, photos)
+                check_clusters(page, photos); check_look(page, photos); check_export(page, photos); check_reload(page, photos)
                 shoot(page, shots)
             except BaseException: shots and page.screenshot(path=shots/"app-failure.png"); raise
             assert errors == [] and {h for h in hosts if h.startswith("http")} == {base.rstrip("/")}, (errors, hosts)

@@ -41,9 +41,10 @@ class PhotoProject:
         model=None, # a segmenter's file, if the project has none yet
         out=None, # folder for all that is written, default FOLDER-picie
     ):
-        self.folder, self.states, self._known = Path(folder).absolute(), [], None
+        self.folder, self.states = Path(os.path.abspath(folder)), []
         self.out = _out_folder(self.folder, out)
-        self.path, self._tree, self._seen = self.out/"segmenter.safetensors", None, None
+        self.path, self.aside = self.out/"segmenter.safetensors", None
+        self._known = self._tree = self._seen = None
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             files = [f for f in image_files(self.folder) if self.out not in f.parents]
@@ -64,6 +65,7 @@ class PhotoProject:
 def _out_folder(folder, out):
     "Where a project writes"
     if folder.is_file(): raise ValueError(f"{folder} is a file: give the folder of the photos")
+    if not (out or folder.name): raise ValueError(f"nothing lies beside {folder}: say where to write (out)")
     out = Path(out).absolute() if out else folder.with_name(f"{folder.name}-picie")
     if out == folder: raise ValueError(f"{out} is the folder of the photos: write to another folder")
     if out.is_file(): raise ValueError(f"{out} is a file: write to another folder")
@@ -74,7 +76,7 @@ def _out_folder(folder, out):
 def _set_aside(path):
     "Copy a file to the next free name, such as segmenter-2.safetensors"
     names = (path.with_stem(f"{path.stem}-{n}") for n in count(2))
-    shutil.copy2(path, next(o for o in names if not o.exists()))
+    return shutil.copy2(path, next(o for o in names if not o.exists()))
 
 def _stamp(path):
     "By which to tell whether a file is still the one that was read or written"
@@ -115,7 +117,7 @@ def load(self:PhotoProject,
 def _save(self:PhotoProject, segmenter):
     "What has another network, or was not written here, is set aside first"
     same = self.states and self.segmenter.net is segmenter.net and _stamp(self.path) == self._known
-    if self.path.exists() and not same: _set_aside(self.path)
+    if self.path.exists() and not same: self.aside = _set_aside(self.path)
     segmenter.save(self.path)
     self._known = _stamp(self.path)
 
@@ -278,7 +280,8 @@ def kept(self:PhotoProject, made):
 def tree(self:PhotoProject)->ClusterTree:
     "The merges of this network"
     if self._tree is None or self._tree.net is not self.segmenter.net:
-        self._tree = self.kept(folder_tree(self.seen(), self.some))
+        there = readable(self.some)[0] or self.some
+        self._tree = self.kept(folder_tree(self.seen(), there))
     return self._tree
 
 @patch(as_prop=True)
@@ -313,6 +316,19 @@ def painted(
     both = np.asarray(seg.image), np.asarray(seg.overlay(alpha))
     return Image.fromarray(np.where(out[..., None], *both))
 
+# %% ../../nbs/use/app.ipynb #5b1c7e20
+def _left_out(failed):
+    "What to add if there are photos that could not be read"
+    n = len(failed)
+    return f"; {n} photo{'s'*(n > 1)} left out: {next(iter(failed.values()))}" if n else ""
+
+@patch
+def _typical(self:PhotoProject, go_on):
+    "A gallery that can be stopped after each photo"
+    hook = self.segmenter.net.register_forward_hook(lambda *_: go_on())
+    try: return cluster_gallery(self.segmenter, self.files)
+    finally: hook.remove()
+
 # %% ../../nbs/use/app.ipynb #4eedddfd
 EXPORTS = {"Masks (PNG)": "png", "COCO": "coco", "YOLO": "yolo", "LabelMe": "labelme",
            "CVAT": "cvat", "CVAT masks": "cvat-mask", "Label Studio": "labelstudio",
@@ -325,18 +341,22 @@ def export(self:PhotoProject,
     stop=lambda: False, # as in `TrainingProgress`
 )->str: # what was written
     "Write what the segmenter says about all photos"
+    def go_on(*_):
+        if stop(): raise ValueError("stopped, and nothing was written")
     def results():
-        for i, s in enumerate(self.segmenter.stream(self.files, progress=False), 1):
-            if stop(): raise ValueError("stopped, and nothing was written")
+        for i, s in enumerate(done, 1):
+            go_on()
             tell(i/len(self.files), f"photo {i} of {len(self.files)}")
             yield s
     if self.segmenter is None: raise ValueError("train or load a segmenter first")
     if kind == "gallery":
         tell(0, "looking for typical patches")
-        gallery = cluster_gallery(self.segmenter, self.files)
-        path = gallery.to_html(self.out/"gallery.html", self.folder.name)
-    else: path = export_annotations(results(), self.out/kind, kind, root=self.folder)
-    return f"Wrote {path}"
+        done = self._typical(go_on)
+        path = done.to_html(self.out/"gallery.html", self.folder.name)
+    else:
+        done = self.segmenter.stream(self.files, progress=False)
+        path = export_annotations(results(), self.out/kind, kind, root=self.folder)
+    return f"Wrote {path}{_left_out(done.failed)}"
 
 # %% ../../nbs/use/app.ipynb #93b0bf84
 _CSS = """<style>
@@ -345,7 +365,8 @@ _CSS = """<style>
 .picie-app .picie-status { min-height: 28px; }
 .picie-app img { max-width: 100%; height: auto; }
 .picie-app .widget-label { white-space: normal; height: auto; max-width: 100%; overflow-wrap: anywhere; }
-.picie-app .lm-TabBar-tab { flex: 0 1 auto !important; min-width: 0 !important; padding: 0 12px; }
+.picie-app .lm-TabBar-tab { flex: 0 1 auto !important; min-width: 0 !important;
+  padding: 0 clamp(3px, 1.3vw, 10px) !important; }
 @media (prefers-color-scheme: dark) { :root:has(body[data-voila]) {
   color-scheme: dark; --jp-layout-color0: #111; --jp-layout-color1: #1b1b1b; --jp-layout-color2: #333;
   --jp-border-color1: #666; --jp-border-color2: #444; --jp-ui-font-color0: #fff; --jp-ui-font-color1: #e6e6e6;
@@ -376,9 +397,16 @@ class PicieApp(_Panel):
 def _try(self:PicieApp, f, *args):
     "Do it; the status line says what came of it, whatever that is"
     self.status.value = "One moment ..."
-    try: said = f(*args)
-    except Exception as e: said = f"Not done: {' '.join(str(e).split()) or type(e).__name__}"
-    self.status.value = said or ""
+    try: said, done = f(*args), True
+    except Exception as e: said, done = f"Not done: {_why(e)}", False
+    if aside := self.project.aside: said = f"{said or 'Saved'}; the segmenter before is now {aside.name}"
+    self.status.value, self.project.aside = said or "", None
+    return done
+
+def _why(e):
+    "An error in one line, without what fastai puts before it"
+    text = re.sub(r"^Exception occured in `\w+` when calling event `\w+`:", "", str(e))
+    return " ".join(text.split()) or type(e).__name__
 
 @patch
 def _button(self:PicieApp, name, tip, f, **kw):
@@ -410,8 +438,7 @@ def show(self:PicieApp):
     draw = {2: self._show_clusters, 3: self._show_photo}.get(i)
     if not draw or seg is not None and self.fresh.get(i) is seg: return
     if seg is None: self.status.value = "First train or load a segmenter: tab 2"; return
-    self._try(draw)
-    self.fresh[i] = seg
+    if self._try(draw): self.fresh[i] = seg
 
 # %% ../../nbs/use/app.ipynb #819bd16d
 @patch
@@ -423,10 +450,12 @@ def _background(self:PicieApp, f, **kwargs):
     def tell(share, text): self.bar.value, self.left.value = share, text
     def work():
         self._try(lambda: f(tell=tell, stop=self.stopped.is_set, **kwargs))
+        said = self.status.value
         tell(0, "")
         self.stop.disabled = True
         self._offer()
         self.show()
+        self.status.value = said
     self.stopped.clear()
     self.stop.disabled, self.job = False, threading.Thread(target=work, daemon=True)
     self.job.start()
@@ -489,12 +518,12 @@ def _clusters(self:PicieApp):
 
 @patch
 def _show_clusters(self:PicieApp):
-    seg = self.base = self.project.segmenter
+    seg = self.project.segmenter
     gallery, n = cluster_gallery(self.project.seen(refine=0), self.project.some, n=4), len(seg.labels)
-    self.names = [w.Text(o if _has_name(o) else "", description=o, placeholder="type a name",
-                         continuous_update=False) for o in seg.labels.names]
-    for o in self.names: o.observe(lambda _: self._try(self._name), "value")
-    self.rows.children = _name_rows(gallery, self.names)
+    names = [w.Text(o if _has_name(o) else "", description=o, placeholder="type a name",
+                    continuous_update=False) for o in seg.labels.names]
+    for o in names: o.observe(lambda c: self._try(self._name, c.owner), "value")
+    self.base, self.names, self.rows.children = seg, names, _name_rows(gallery, names)
     self.k.min, self.k.max = min(2, n), max(n, self.k.max)
     self.k.value, self.summary.value = n, _summary(seg.labels.names)
 
@@ -503,14 +532,18 @@ def _show_clusters(self:PicieApp):
 def _cut(self:PicieApp):
     now, k = self.project.segmenter, self.k.value
     named = getattr(now, "_cut_from", now) # the last that was named or clicked by hand
-    new = named if k == len(named.labels) else recut(named, self.project.tree(), k)
-    if new is not named: new._cut_from = named
-    self.project.change(new)
+    try:
+        new = named if k == len(named.labels) else recut(named, self.project.tree(), k)
+        if new is not named: new._cut_from = named
+        self.project.change(new)
+    except Exception: self.k.value = len(self.names); raise # the rows that stay
     self._show_clusters()
     self.fresh[2] = self.project.segmenter
 
 @patch
-def _name(self:PicieApp):
+def _name(self:PicieApp, field):
+    if field not in self.names or self.fresh.get(2) is not self.project.segmenter:
+        raise ValueError("the clusters have changed meanwhile: open this tab again, and type the name")
     names = [o.value.strip() or old for o, old in zip(self.names, self.base.labels.names)]
     self.project.change(with_names(self.base, names))
     self.summary.value, self.fresh[2] = _summary(names), self.project.segmenter
@@ -523,6 +556,7 @@ def _look(self:PicieApp):
     self.photo = w.IntSlider(1, min=1, max=max(n, 2), description="photo", disabled=n == 1)
     self.opacity = w.FloatSlider(.6, min=0, max=1, step=.1, description="opacity")
     self.photo.continuous_update, self.shown, self.boxes, self.alike = False, w.VBox(), {}, w.VBox()
+    self.seg = None
     self.says = w.Combobox(description="click says", placeholder="no name: what is alike?")
     self.x, self.y = (w.IntSlider(50, min=0, max=100, description=f"{o} in %") for o in "xy")
     there = self._button("Click there", "the same without a mouse", lambda: self._try(self._click_there))
@@ -545,12 +579,15 @@ def _hidden(self:PicieApp): return [n for n, o in self.boxes.items() if not o.va
 
 @patch
 def _show_photo(self:PicieApp):
-    hidden, self.seg = self._hidden(), self.project.seen()(_picture(self._file(), 480))
+    hidden = self._hidden()
+    try: self.seg = self.project.seen()(_picture(self._file(), 480))
+    except Exception: self._show_none(); raise
     labels = self.seg.labels
     self.boxes = {n: w.Checkbox(n not in hidden, description=f"{n} {s:.0%}", indent=False)
                   for n, s in self.seg.shares().items()}
     for o in self.boxes.values(): o.observe(lambda _: self._paint(), "value")
-    self.shown.children = [w.HBox([_chip(labels, n), o]) for n, o in self.boxes.items()]
+    beside = w.Layout(flex_flow="row nowrap") # also where the page is narrow
+    self.shown.children = [w.HBox([_chip(labels, n), o], layout=beside) for n, o in self.boxes.items()]
     self.says.options, self.alike.children = list(labels.names), []
     self._paint()
     return str(self._file().relative_to(self.project.folder))
@@ -559,19 +596,33 @@ def _show_photo(self:PicieApp):
 def _paint(self:PicieApp):
     if self.boxes: self.picture.value = _bytes(painted(self.seg, self.opacity.value, self._hidden()))
 
+# %% ../../nbs/use/app.ipynb #a3d9604f
+@patch
+def _show_none(self:PicieApp):
+    "Not the photo before under the number of one that cannot be shown"
+    self.seg, self.boxes, self.shown.children, self.alike.children, self.picture.value = None, {}, [], [], b""
+    self.fresh.pop(3, None)
+
+@patch
+def _size(self:PicieApp):
+    "Of the photo that is shown"
+    if self.seg is None: raise ValueError("no photo is shown here: choose another one")
+    return self.seg.image.size
+
 # %% ../../nbs/use/app.ipynb #550fa010
 def _chip(labels, name):
     color = "#%02x%02x%02x" % tuple(labels.palette[labels.names.index(name)])
-    return w.Label(style=dict(background=color), layout=w.Layout(width="20px", height="20px"))
+    size = w.Layout(width="20px", min_width="20px", height="20px")
+    return w.Label(style=dict(background=color), layout=size)
 
 @patch
 def _click_there(self:PicieApp):
-    return self._click(*(min(o.value*n//100, n-1) for o, n in zip((self.x, self.y), self.seg.image.size)))
+    return self._click(*(min(o.value*n//100, n-1) for o, n in zip((self.x, self.y), self._size())))
 
 @patch
 def _click(self:PicieApp, x, y):
     "A click on a pixel of the picture"
-    name, (wide, high) = self.says.value.strip(), self.seg.image.size
+    name, (wide, high) = self.says.value.strip(), self._size()
     if not name:
         found = similar(self.project.seen(), self.seg.image, (x, y), self.project.some)
         pairs = similar_pictures(found, 6)
@@ -611,15 +662,24 @@ _POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';
 def _page_files(folder, photos, model, out, token, port):
     "The notebook that Voilà shows, and its settings"
     args = ", ".join(repr(o and str(Path(o).absolute())) for o in (photos, model, out))
-    source = ("import warnings\nwarnings.filterwarnings('ignore')\n"
-              f"from picie_nb.use.app import picie_app\npicie_app({args})")
+    source = (f"import os, warnings\nwarnings.filterwarnings('ignore')\nos.chdir({os.getcwd()!r})\n"
+              f"from picie_nb.use.app import _page\n_page({args})")
     cell = dict(cell_type="code", id="app", metadata={}, outputs=[], execution_count=None, source=source)
     kernel = dict(name="python3", display_name="Python 3", language="python")
     _write_json(folder/"picie-app.ipynb", dict(cells=[cell], metadata=dict(kernelspec=kernel),
                                                nbformat=4, nbformat_minor=5))
+    headers = {"Content-Security-Policy": _POLICY, # with the cookie a page that is left ends its kernel
+               "Set-Cookie": f"_xsrf={secrets.token_hex(16)}; Path=/; SameSite=Strict"}
     voila = dict(ip="127.0.0.1", port=port, port_retries=0, open_browser=False, token=token,
-                 tornado_settings=dict(headers={"Content-Security-Policy": _POLICY}))
+                 tornado_settings=dict(headers=headers))
     _write_json(folder/"voila.json", dict(Voila=voila, VoilaConfiguration=dict(show_tracebacks=True)))
+
+# %% ../../nbs/use/app.ipynb #c07f2b9d
+def _page(*args):
+    "The app, or a sentence that says why there is none"
+    try: return picie_app(*args)
+    except Exception as e: text = w.Label(f"There is no app: {_why(e)}")
+    return w.VBox([w.HTML(_CSS), text]).add_class("picie-app")
 
 def _free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
@@ -662,7 +722,7 @@ def serve_app(
     "Serve `picie_app` on this machine until Ctrl-C"
     if not importlib.util.find_spec("voila"):
         raise ImportError('the app needs Voilà: pip install "picie_nb[app]"')
-    out = _out_folder(Path(folder).absolute(), out)
+    out = _out_folder(Path(os.path.abspath(folder)), out)
     image_files(folder)
     file = out/"segmenter.safetensors"
     if model or file.exists(): Segmenter.load(file if file.exists() else model)
