@@ -1,7 +1,7 @@
 """Measure on this machine what the library promises about speed, as ratios within one run.
 
     make bench                     # everything: prints a table, writes bench/report.json and bench/details.json
-    python bench/run.py kmeans     # only the groups named: recipe users epochs presets precision kmeans small memory imports processes
+    python bench/run.py kmeans     # only the groups named: recipe users epochs presets levers precision kmeans small memory imports processes
                                    # growth, and compile, which takes minutes and is left out otherwise
 
 Each figure is the median of interleaved repetitions (of training in `users` one run), so that a machine whose speed drifts slows both sides alike. report.json
@@ -163,8 +163,13 @@ def presets():
     put("official_over_floor", over(res, "official", "official_floor"))
     put("improved_cluster_share", [r["cluster"]/r["epoch"] for r in res["improved"]])
     put("official_cluster_share", [r["cluster"]/r["epoch"] for r in res["official"]])
+
+
+def levers():
+    "What made it cheap, each with and without"
+    dls = data(96)
     x = next(iter(dls.train))[0].as_subclass(torch.Tensor)[:16]
-    xs, net = [F.interpolate(x, (SIZE, SIZE)) for _ in range(2)], a.model.eval()
+    xs, net = [F.interpolate(x, (SIZE, SIZE)) for _ in range(2)], learner(dls).model.eval()
     by_channel = PiCIENet(create_backbone("tf_efficientnet_lite0", pretrained=False)).eval().to(memory_format=torch.contiguous_format)
     def train(net, *batches): sum(z.pow(2).mean() for z in net(*batches)).backward()
     def apart(): train(net, xs[0]); train(net, xs[1])
@@ -433,7 +438,7 @@ def compiled():
         ratio("compiled_over_eager", lambda: step(nets[0]), lambda: step(nets[1]))
 
 
-GROUPS = dict(recipe=recipe, users=users, epochs=epochs, presets=presets, precision=precision, kmeans=kmeans_engines, small=small, memory=memory,
+GROUPS = dict(recipe=recipe, users=users, epochs=epochs, presets=presets, levers=levers, precision=precision, kmeans=kmeans_engines, small=small, memory=memory,
               imports=imports, processes=processes, growth=growth, compile=compiled)
 
 
