@@ -10,12 +10,11 @@ __all__ = ['ClusterCallback', 'Targets', 'ClusterLoss', 'effective_clusters', 'P
 # %% ../nbs/09_callback.ipynb #f8308eb2
 import copy, numpy as np, sys, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace, asdict
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
 from torch import Tensor, nn
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap

@@ -1,8 +1,7 @@
 "What is installed: wheel, sdist, imports, the public names, the layers."
-import ast, json, os, re, subprocess, sys, tarfile, types, zipfile
+import ast, json, re, subprocess, sys, tarfile, types, zipfile
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from configparser import ConfigParser
-from pathlib import Path
 import pytest
 from conftest import ROOT
 from forked import forked

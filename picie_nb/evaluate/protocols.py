@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from torch import Tensor
 from ..data.labels import label_set
-from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score
+from .metrics import Score, hungarian, many_to_one, score
 from .metrics import _by_class, _named, _strict, _told
 
 # %% ../../nbs/evaluate/protocols.ipynb #d8da7936

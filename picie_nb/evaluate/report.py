@@ -328,7 +328,7 @@ def plot_confusion(self:Evaluation,
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=self._fig_size(), layout="constrained")[1]
-    (classes, rule), (K, C) = self.classes(matching), self.mat.shape
+    classes, rule = self.classes(matching)
     order, top = self._order(classes), 1 if normalize else None
     m = self.mat[order].T.double()
     if normalize: m = m/m.sum(1 if normalize=="class" else 0, keepdim=True).clamp(min=1)

@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/annotations.html.md"""
 __all__ = ['export_annotations', 'Annotations', 'read_annotations', 'names_from_masks']
 
 # %% ../../nbs/use/annotations.ipynb #ac381f86
-import base64, hashlib, io, json, math, os, re, shutil, tempfile, warnings, zipfile
+import base64, hashlib, io, json, os, re, shutil, tempfile, warnings, zipfile
 import numpy as np, torch
 import xml.etree.ElementTree as ET
 from collections import Counter

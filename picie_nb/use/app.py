@@ -341,7 +341,7 @@ def export(self:PhotoProject,
     stop=lambda: False, # as in `TrainingProgress`
 )->str: # what was written
     "Write what the segmenter says about all photos"
-    def go_on(*_):
+    def go_on():
         if stop(): raise ValueError("stopped, and nothing was written")
     def results():
         for i, s in enumerate(done, 1):

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from ..data.folders import _MARK
-from ..data.labels import LabelSet
-from ..segmenter import Segmentation, Segmenter, _replacing, _small
+from ..segmenter import Segmenter, _replacing, _small
 
 # %% ../../nbs/use/large.ipynb #1ec9ca9d
 class Raster:
