@@ -123,9 +123,7 @@ def _write_json(path, obj):
     from picie_nb.segmenter import _replacing
     text = json.dumps(obj, indent=1, allow_nan=False)
     if str(path) == "-": return print(text, file=_output.get() or sys.stdout)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as tmp: tmp.write_text(text+"\n")
+    with _replacing(path := Path(path)) as tmp: tmp.write_text(text+"\n")
     return path
 
 # %% ../nbs/cli.ipynb #df7467b9

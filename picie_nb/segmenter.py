@@ -90,7 +90,6 @@ def save(self:Segmentation,
                          f"this model has {n}")
     if isinstance(source, (str, Path)) and path.resolve() == Path(source).resolve():
         raise ValueError(f"{path} is the photo itself: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     im = Image.fromarray(self.clusters)
     im.putpalette(self.labels.palette.ravel().tolist())
     with _replacing(path) as tmp: im.save(tmp, format="PNG", **_drawing())
@@ -100,6 +99,7 @@ def save(self:Segmentation,
 @contextmanager
 def _replacing(path:Path):
     "Write to a temporary file beside `path`, and rename it to `path` only when the block succeeds"
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{uuid.uuid4().hex}.tmp") # short, as names may be long, and of this thread alone
     try:
         yield tmp
@@ -449,7 +449,6 @@ def save(self:Segmenter,
     path, header = Path(path), self.header()
     if not encoder: header["encoder"] = _untrained(self.net.backbone)
     header = {"picie_nb": json.dumps(header)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"net.{k}": v.detach().cpu().contiguous()
               for k, v in self.net.state_dict().items()
               if encoder or not k.startswith("backbone.")}

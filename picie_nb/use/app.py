@@ -83,7 +83,6 @@ def _stamp(path):
     return path.exists() and ((o := path.stat()).st_ino, o.st_size, o.st_mtime_ns)
 
 def _write_json(path, obj):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(json.dumps(obj, indent=1)+"\n")
 
 # %% ../../nbs/use/app.ipynb #ebe17678

@@ -241,7 +241,6 @@ def to_onnx(self:Segmenter,
     "Write ONNX: `images` (B,3,H,W) in [0,1] to `clusters` and `confidence` (B,H,W)"
     _check_onnx(self.net.backbone)
     seg, path, n = _exportable(self), Path(path), self.size
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
         warnings.simplefilter("ignore")
         model = _complete(seg, tmp, half, features)
@@ -317,7 +316,6 @@ def to_torch(self:Segmenter,
     if not seg.net.backbone.fits(*small):
         raise ValueError(f"{seg.net.backbone.name} takes images of one size, "
                          "in one piece: height and width must be equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
     program = _program(_Whole(seg, small).eval().requires_grad_(False), h, w)
     about = {"picie_nb": json.dumps(self.header())}
     with torch.no_grad(), warnings.catch_warnings():

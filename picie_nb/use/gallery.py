@@ -210,7 +210,6 @@ def to_html(self:ClusterGallery,
             f'<p>{len(labels)} clusters in {self.n_images} image{"s"*(self.n_images != 1)}, the largest'
             f' first. Patches are the places where a cluster wins by the largest margin.</p>'
             f'{body}</body></html>')
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8", errors="replace")
     return path
 

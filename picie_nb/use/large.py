@@ -142,7 +142,6 @@ def segment_raster(
     if margin < 0: raise ValueError(f"margin={margin}: at least 0")
     if out.resolve() in [Path(o).resolve() for o in (raster.path, *raster.ds.files)]:
         raise ValueError(f"{out} is the image itself or part of it: give another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
     windows = [(*rows, *cols) for rows, cols in product(*spans)]
@@ -451,7 +450,6 @@ def _encoder(frames, path):
         raise ValueError(f"{path}: an overlay is saved as MP4, so the name must end in .mp4")
     if path.resolve() == frames.video.resolve():
         raise ValueError(f"{path} is the video itself: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp, av.open(str(tmp), "w", format="mp4") as box:
         stream, last = box.add_stream("libx264", rate=frames.fps, options=dict(crf="20")), -1
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 90_000)
