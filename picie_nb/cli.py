@@ -239,12 +239,12 @@ def _targets(out, json):
 
 def _not_lost(out):
     "ValueError if a file would be replaced that no training makes again"
-    from picie_nb.segmenter import _read
+    from picie_nb.segmenter import _has_name, _read
     if not out.exists(): return
     try: h, _ = _read(out)
     except ValueError:
         raise ValueError(f"--out {out} is no segmenter, and would be replaced: move it away") from None
-    if h.get("hints") or not all(re.fullmatch(r"cluster \d+", o) for o in h["names"]):
+    if h.get("hints") or any(map(_has_name, h["names"])):
         raise ValueError(f"--out {out} holds names that somebody gave, and would be replaced: move it away")
 
 def _complete(out, run, resume)->bool:

@@ -181,6 +181,9 @@ class Hint:
 @patch(as_prop=True)
 def device(self:Segmenter): return next(self.net.parameters()).device
 
+@patch(as_prop=True)
+def _class_of(self:Segmenter): return self.groups or range(len(self.centroids)) # of each centroid
+
 @patch
 def __repr__(self:Segmenter):
     return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
@@ -197,6 +200,8 @@ def stream(self:Segmenter, images, **kwargs): # until `use.stream` is imported, 
     raise ImportError("a folder or a list of images: import picie_nb.use.stream first, or picie_nb.all")
 
 # %% ../nbs/12_segmenter.ipynb #5bc9635c
+def _has_name(name): return not re.fullmatch(r"cluster \d+", name) # one that somebody gave
+
 def _unique_names(names, k:int)->list:
     "A name for each of `k` clusters, no spaces around it; the second cluster called road becomes road 2"
     names = enumerate(names) if isinstance(names, (list, tuple)) else (names or {}).items()
@@ -205,7 +210,7 @@ def _unique_names(names, k:int)->list:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
         name, i = (own := names.get(c) or f"cluster {c}"), 2
-        if own in res and re.fullmatch(r"cluster \d+", own): # it would look like a name given by hand
+        if own in res and not _has_name(own): # it would look like a name given by hand
             raise ValueError(f"{own!r} is what another cluster without a name is called: take another name")
         while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
@@ -373,7 +378,7 @@ def merged(self:Segmenter,
     first = [next(o for o in range(c+1) if o == c or together(o, c))
              for c in range(len(names))]
     firsts = sorted(set(first)) # each class stands where its first cluster stood
-    groups = [firsts.index(first[g]) for g in self.groups or range(len(self.centroids))]
+    groups = [firsts.index(first[g]) for g in self._class_of]
     return self._with(names=[owner.get(f, names[f]) for f in firsts],
                       colors=self.labels.palette[firsts], groups=groups)
 
@@ -392,7 +397,7 @@ def _with(self:Segmenter, **changes)->Segmenter:
 @patch
 def _told(self:Segmenter, new:Segmenter)->list:
     "Hints with the names that their classes have in `new`"
-    old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
+    old, now = (np.array(s.labels.names)[s._class_of] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
     def told(h):
         name = names.get(h.name, h.name)
