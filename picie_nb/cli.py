@@ -467,9 +467,9 @@ def _need_images(paths, name):
 # %% ../nbs/cli.ipynb #0cd29826
 def _legend(seg, made_by, pixels=None)->list:
     "Cluster, name, colour, `made_by` of the model's file and, if known, share of pixels, for `legend.json`"
+    from picie_nb.data.labels import _hex
     rows = zip(seg.labels.names, seg.labels.palette)
-    rows = [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), model=made_by)
-            for i, (n, c) in enumerate(rows)]
+    rows = [dict(cluster=i, name=n, color=_hex(c), model=made_by) for i, (n, c) in enumerate(rows)]
     for o, n in zip(rows, () if pixels is None else pixels):
         o["share"] = round(float(n/max(pixels.sum(), 1)), 6)
     return rows

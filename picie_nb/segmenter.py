@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save as as_bytes
 from .data.labels import LabelSet, palette, _legend
-from .data.folders import image_files, open_image, _drawing
+from .data.folders import image_files, open_image, _drawing, _sides
 from .backbone import create_backbone
 from .fpn import PiCIENet, folded, _whole_cells
 from .clustering import scores, upsampled_argmax
@@ -331,9 +331,8 @@ def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
 # %% ../nbs/12_segmenter.ipynb #78af60e2
 def _small(im:Image.Image, size:int)->Tensor:
     "(1,3,h,w) uint8, short side `size`, long side at most `8*size`, rounded to multiples of 4"
-    s = min(size/min(im.size), 8*size/max(im.size))
-    w, h = (max(4, round(o*s/4)*4) for o in im.size)
-    return torch.from_numpy(np.array(im.resize((w, h), Image.BILINEAR))).permute(2, 0, 1)[None]
+    im = im.resize(_sides(*im.size, size), Image.BILINEAR)
+    return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]
 
 def _tensor(im:Image.Image, size:int)->Tensor:
     "The same in [0,1]"

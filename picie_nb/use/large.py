@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from ..data.folders import _MARK
+from ..data.labels import _hex
 from ..segmenter import Segmenter, _replacing, _small
 
 # %% ../../nbs/use/large.ipynb #1ec9ca9d
@@ -259,7 +260,7 @@ def _segments(ds, least):
         if c == ds.nodata: continue
         if place != ds.transform: geometry["coordinates"] = [_at(place, o) for o in geometry["coordinates"]]
         yield geometry, dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
-                             fill="#%02x%02x%02x" % colors[int(c)][:3])
+                             fill=_hex(colors[int(c)][:3]))
 
 def _at(place, ring):
     from rasterio.transform import xy
