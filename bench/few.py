@@ -13,7 +13,8 @@ import argparse, json, random, shutil, tempfile, time
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from study import LITE0, image_files, match_masks, picie_dls, picie_learner, seed_all, source
+from fastai.torch_core import set_seed
+from study import LITE0, image_files, match_masks, picie_dls, picie_learner, source
 
 OUT = Path(__file__).with_name("few.jsonl")
 
@@ -67,14 +68,14 @@ def run(data, n, seed, epochs, labels_per_k, folder):
     for part, fs in zip(parts, (files[:n or None], test, [mask_of[f] for f in test])):
         part.mkdir()
         for f in fs: shutil.copy(f, part) # no links: behind them, `picie_dls` would know the animals that it scores, and not train on them
-    seed_all(seed)
+    set_seed(seed)
     dls = picie_dls(parts[0], size=320, bs=16, valid=parts[1], masks=parts[2], labels=labels, seed=seed)
     learn, start = picie_learner(dls, LITE0, len(labels), overcluster=labels_per_k), time.perf_counter()
     if epochs:
         learn.metrics = learn.metrics[:0]
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     seconds = time.perf_counter()-start
-    seed_all(seed)
+    set_seed(seed)
     s = learn.score(draws=learn.cluster.fresh(3))
     return dict(data=data, images=n, photos=len(files[:n or None]), clusters=len(labels), seed=seed, epochs=epochs, overcluster=labels_per_k, steps=learn.cluster.steps, acc=s.acc, miou=s.miou, border=s.shape["border"], seconds=seconds)
 

@@ -8,7 +8,8 @@ that training has not seen. A line for each network and rule goes into bench/mer
 """
 import argparse, json
 import numpy as np, torch.nn.functional as F
-from study import HERE, LITE0, ROWS, loaders, path, seed_all, source
+from fastai.torch_core import set_seed
+from study import HERE, LITE0, ROWS, loaders, path, source
 from picie_nb.all import *
 from picie_nb.evaluate.report import score_draws
 
@@ -22,7 +23,7 @@ def merged(r, k, unit, power, prior):
 
 
 def measure(data, row, seed, size=320, n_draws=4, n_images=60):
-    seed_all(seed)
+    set_seed(seed)
     dls, k = loaders(data, "test" if data == "camvid" else "val", seed, size), len(source(data, "val")[-1])
     learn = picie_learner(dls, LITE0, k)
     learn.model.load_state_dict(Segmenter.load(path(data, row, seed, size).with_suffix(".safetensors")).net.state_dict())

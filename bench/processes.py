@@ -1,5 +1,5 @@
 """Train an epoch in each of several processes and print its seconds: started by run.py with torch.distributed.run"""
-import os, sys, tempfile, time, warnings
+import os, sys, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore")
 import torch

@@ -302,7 +302,7 @@ def kmeans_engines():
     from sklearn.cluster import MiniBatchKMeans as Sklearn
     z = features()
     for k in (27, 100):
-        start, ours, end = z[torch.randperm(len(z))[:k]].clone(), {}, {}
+        start, end = z[torch.randperm(len(z))[:k]].clone(), {}
         def run(engine): end[engine] = kmeans(z, k, init=start, engine=engine)
         def sk(batch, iters):
             km = Sklearn(k, init=start.numpy(), n_init=1, batch_size=batch, max_iter=iters, max_no_improvement=None, tol=0.).fit(z.numpy())

@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore")
 import numpy as np, torch
 from PIL import Image
 from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
 from picie_nb.all import *
 
 HERE = Path(__file__).resolve().parent
@@ -41,10 +42,6 @@ ROWS = dict(
     k2=dict(overcluster=2.5), k9=dict(overcluster=9), slow=dict(lr=3e-4), long=dict(epochs=12), zoom=dict(min_scale=.25),
     all_learn=dict(freeze=0), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100),
 )
-
-
-def seed_all(seed):
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
 
 def domains(): return sorted(f.parent.name for f in DOMAINS.glob("*/labels.json"))
@@ -106,7 +103,7 @@ def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None,
     res = json.loads(out.read_text()) if out.exists() else {}
     if res and ("test" in res or not test) and not again: return
     epochs, start, cpu = kw.pop("epochs", epochs), time.perf_counter(), time.process_time()
-    seed_all(seed)
+    set_seed(seed)
     learn = picie_learner(loaders(data, "val", seed, size, crop="center" if kw.get("preset") == "official" else "random"), backbone, len(source(data, "val")[-1]), weights=weights, **kw)
     net, ds, kept = out.with_suffix(".safetensors"), {}, bool(res)
     if kept: learn.model.load_state_dict(Segmenter.load(net).net.state_dict())
@@ -120,7 +117,7 @@ def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None,
     if again or not kept: learn.segmenter().save(net)
     split = "test" if test else "val"
     ds.update({split: {}, f"{split}_raw": dict(refine=0)})
-    seed_all(seed)
+    set_seed(seed)
     draws = learn.cluster.fresh(DRAWS.get(data, 3))
     for name, kw in ds.items():
         dls = loaders(data, name.split("_")[0], seed, size)

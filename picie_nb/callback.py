@@ -10,12 +10,11 @@ __all__ = ['ClusterCallback', 'Targets', 'ClusterLoss', 'effective_clusters', 'P
 # %% ../nbs/09_callback.ipynb #f8308eb2
 import copy, numpy as np, sys, torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace, asdict
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
 from torch import Tensor, nn
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastcore.basics import patch, store_attr
 from .training.distributed import Team, shares, undivided, unwrap
@@ -170,9 +169,9 @@ def features(self:ClusterCallback,
     return tuple(self.feature(i, f, g) for i, f in enumerate(pred))
 
 # %% ../nbs/09_callback.ipynb #097ebcbd
-def _check_images(x:Tensor)->Tensor:
-    "A batch as a plain tensor; ValueError if it is not what the callback can work on"
-    x = x.as_subclass(Tensor)
+def _check_images(b)->Tensor:
+    "Images of a batch as a plain tensor; ValueError if they are not what the callback can work on"
+    x = (b[0] if isinstance(b, (tuple, list)) else b).as_subclass(Tensor)
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError("ClusterCallback needs batches that start with images (B,3,H,W), "
                          f"got {tuple(x.shape)}: check your DataBlock")
@@ -192,8 +191,7 @@ def _batches(self:ClusterCallback, n:int=None):
         if b is None: # the others have one more
             yield None
             continue
-        b = self.learn._set_device(b)
-        yield (x := _check_images(b[0] if isinstance(b, (tuple, list)) else b)[:n])
+        yield (x := _check_images(self.learn._set_device(b))[:n])
         if (n := n-len(x)) <= 0: return
 
 # %% ../nbs/09_callback.ipynb #96f86791

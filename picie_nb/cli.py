@@ -123,9 +123,7 @@ def _write_json(path, obj):
     from picie_nb.segmenter import _replacing
     text = json.dumps(obj, indent=1, allow_nan=False)
     if str(path) == "-": return print(text, file=_output.get() or sys.stdout)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as tmp: tmp.write_text(text+"\n")
+    with _replacing(path := Path(path)) as tmp: tmp.write_text(text+"\n")
     return path
 
 # %% ../nbs/cli.ipynb #df7467b9
@@ -241,12 +239,12 @@ def _targets(out, json):
 
 def _not_lost(out):
     "ValueError if a file would be replaced that no training makes again"
-    from picie_nb.segmenter import _read
+    from picie_nb.segmenter import _has_name, _read
     if not out.exists(): return
     try: h, _ = _read(out)
     except ValueError:
         raise ValueError(f"--out {out} is no segmenter, and would be replaced: move it away") from None
-    if h.get("hints") or not all(re.fullmatch(r"cluster \d+", o) for o in h["names"]):
+    if h.get("hints") or any(map(_has_name, h["names"])):
         raise ValueError(f"--out {out} holds names that somebody gave, and would be replaced: move it away")
 
 def _complete(out, run, resume)->bool:
@@ -469,9 +467,9 @@ def _need_images(paths, name):
 # %% ../nbs/cli.ipynb #0cd29826
 def _legend(seg, made_by, pixels=None)->list:
     "Cluster, name, colour, `made_by` of the model's file and, if known, share of pixels, for `legend.json`"
+    from picie_nb.data.labels import _hex
     rows = zip(seg.labels.names, seg.labels.palette)
-    rows = [dict(cluster=i, name=n, color="#%02x%02x%02x" % tuple(map(int, c)), model=made_by)
-            for i, (n, c) in enumerate(rows)]
+    rows = [dict(cluster=i, name=n, color=_hex(c), model=made_by) for i, (n, c) in enumerate(rows)]
     for o, n in zip(rows, () if pixels is None else pixels):
         o["share"] = round(float(n/max(pixels.sum(), 1)), 6)
     return rows

@@ -9,19 +9,13 @@ __all__ = ['scores', 'assign', 'upsampled_argmax', 'KMeansResult', 'kmeans', 'Mi
 
 # %% ../nbs/06_clustering.ipynb #9fc202ba
 import torch, torch.nn.functional as F
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from torch import Tensor
+from .transforms import _full_precision, _uniform
 
 # %% ../nbs/06_clustering.ipynb #85293445
 _metrics = ('euclidean', 'cosine', 'dot')
-
-def _no_amp(z):
-    "Keep mixed precision away from products of `z`"
-    t = z.device.type
-    on = torch.amp.is_autocast_available(t) and torch.is_autocast_enabled(t)
-    return torch.autocast(t, enabled=False) if on else nullcontext()
 
 def _check_scores(z, mu, metric):
     if metric not in _metrics:
@@ -35,7 +29,7 @@ def _check_scores(z, mu, metric):
 def _product(z, mu, bias=None):
     "Dot product of every pixel with every centroid, plus the centroid's bias (K,), in one operation"
     bias = mu.new_zeros(len(mu)) if bias is None else bias
-    with _no_amp(z):
+    with _full_precision(z):
         if z.dim() == 2: return torch.addmm(bias, z, mu.T)
         res = torch.baddbmm(bias[:, None], mu.expand(z.shape[0], -1, -1), z.flatten(2))
         return res.view(z.shape[0], -1, *z.shape[2:])
@@ -101,15 +95,10 @@ def _sum_dtype(z):
     return z.dtype if z.device.type == 'mps' else torch.float64
 
 # %% ../nbs/06_clustering.ipynb #2b4a939d
-def _rand(*size, like, generator=None):
-    "Uniform random numbers from `generator`, on the device of `like`"
-    dev = like.device if generator is None else generator.device
-    return torch.rand(*size, generator=generator, device=dev).to(like.device)
-
 def _pick(w, generator=None):
     "Draw an index with a probability proportional to its weight `w`"
     c = w.to(_sum_dtype(w)).cumsum(0)
-    u = _rand(1, like=w, generator=generator)*c[-1:]
+    u = _uniform(1, generator, w.device)*c[-1:]
     return torch.searchsorted(c, u, right=True).clamp_max(len(w)-1)
 
 def _d2(z, m):
@@ -142,7 +131,7 @@ def _start(z, k, init='random', generator=None):
         raise ValueError(f"unknown init {init!r}: "
                          "choose 'random', 'k-means++' or a (K,D) tensor")
     n = k if init == 'random' else 1
-    order = _rand(len(z), like=z, generator=generator).topk(n).indices
+    order = _uniform(len(z), generator, z.device).topk(n).indices
     if init == 'random': return z[order]
     mu, d = z[order], _d2(z, z[order])
     while len(mu) < k:
@@ -243,7 +232,8 @@ def kmeans(
     z, run = unit(_check(z, k, n_iter, n_init, engine)), _engines[engine]
     for _ in range(1 if isinstance(init, Tensor) else n_init):
         mu = unit(_start(z, k, init, generator))
-        with _no_amp(z): runs.append(run(z, mu, n_iter, spherical, reseed, generator))
+        with _full_precision(z):
+            runs.append(run(z, mu, n_iter, spherical, reseed, generator))
     return min(runs, key=lambda r: r.objective)
 
 # %% ../nbs/06_clustering.ipynb #f751688b
@@ -320,7 +310,7 @@ def sample_pixels(
     n = most if n is None else min(n, most)
     if n < h*w:
         even = evenness(z).flatten(1) if interior < 1 else z.new_zeros(b, h*w)
-        lot = _rand(b, h*w, like=z, generator=generator) if n < most else even
+        lot = _uniform((b, h*w), generator, z.device) if n < most else even
         lot = lot.masked_fill(even < even.topk(most).values[:, -1:], -2)
         idx = lot.topk(n, dim=1).indices
         if n == most: idx = idx.sort(1).values # all of the inside, in order

@@ -344,8 +344,7 @@ def plot_history(self:PiCIELearner,
 # %% ../nbs/11_learner.ipynb #d5aefca7
 @patch
 def _checked(self:PiCIELearner, b): # a batch, on its device
-    b = self._set_device(b)
-    _check_images(b[0] if isinstance(b, (tuple, list)) else b)
+    _check_images(b := self._set_device(b))
     return b
 
 @patch

@@ -45,16 +45,19 @@ def merge_tree(
     return np.array(rows).reshape(-1, 4)
 
 # %% ../nbs/07_regions.ipynb #ef4e4c88
+def _nodes(tree, k): # what each of the n clusters has become when `k` groups are left, numbered as in `tree`
+    n = len(tree)+1
+    if not 1<=k<=n: raise ValueError(f"k={k}: the tree has {n} leaves, so k must be between 1 and {n}")
+    node = np.arange(n)
+    for i, (a, b) in enumerate(tree[:n-k, :2]): node[(node==a)|(node==b)] = n+i
+    return node
+
 def cut_tree(
     tree:np.ndarray, # from `merge_tree`, over n clusters
     k:int, # number of groups to keep
 )->Tensor: # group of each of the n clusters, int64, (n,), numbered in order of appearance
     "Stop merging when `k` groups are left"
-    n = len(tree)+1
-    if not 1<=k<=n: raise ValueError(f"k={k}: the tree has {n} leaves, so k must be between 1 and {n}")
-    group = np.arange(n)
-    for i, (a, b) in enumerate(tree[:n-k, :2]): group[(group==a)|(group==b)] = n+i
-    _, first, res = np.unique(group, return_index=True, return_inverse=True)
+    _, first, res = np.unique(_nodes(tree, k), return_index=True, return_inverse=True)
     return torch.from_numpy(first.argsort().argsort()[res])
 
 # %% ../nbs/07_regions.ipynb #1ca6132d

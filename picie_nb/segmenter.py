@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save as as_bytes
 from .data.labels import LabelSet, palette, _legend
-from .data.folders import image_files, open_image, _drawing
+from .data.folders import image_files, open_image, _drawing, _sides
 from .backbone import create_backbone
 from .fpn import PiCIENet, folded, _whole_cells
 from .clustering import scores, upsampled_argmax
@@ -90,7 +90,6 @@ def save(self:Segmentation,
                          f"this model has {n}")
     if isinstance(source, (str, Path)) and path.resolve() == Path(source).resolve():
         raise ValueError(f"{path} is the photo itself: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     im = Image.fromarray(self.clusters)
     im.putpalette(self.labels.palette.ravel().tolist())
     with _replacing(path) as tmp: im.save(tmp, format="PNG", **_drawing())
@@ -100,6 +99,7 @@ def save(self:Segmentation,
 @contextmanager
 def _replacing(path:Path):
     "Write to a temporary file beside `path`, and rename it to `path` only when the block succeeds"
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{uuid.uuid4().hex}.tmp") # short, as names may be long, and of this thread alone
     try:
         yield tmp
@@ -181,6 +181,9 @@ class Hint:
 @patch(as_prop=True)
 def device(self:Segmenter): return next(self.net.parameters()).device
 
+@patch(as_prop=True)
+def _class_of(self:Segmenter): return self.groups or range(len(self.centroids)) # of each centroid
+
 @patch
 def __repr__(self:Segmenter):
     return f"Segmenter: {self.net.backbone.name}, {len(self.labels)} clusters, {self.size} px"
@@ -197,6 +200,8 @@ def stream(self:Segmenter, images, **kwargs): # until `use.stream` is imported, 
     raise ImportError("a folder or a list of images: import picie_nb.use.stream first, or picie_nb.all")
 
 # %% ../nbs/12_segmenter.ipynb #5bc9635c
+def _has_name(name): return not re.fullmatch(r"cluster \d+", name) # one that somebody gave
+
 def _unique_names(names, k:int)->list:
     "A name for each of `k` clusters, no spaces around it; the second cluster called road becomes road 2"
     names = enumerate(names) if isinstance(names, (list, tuple)) else (names or {}).items()
@@ -205,7 +210,7 @@ def _unique_names(names, k:int)->list:
         raise ValueError(f"No cluster {wrong[0]!r}: this model has clusters 0 to {k-1}")
     for c in range(k):
         name, i = (own := names.get(c) or f"cluster {c}"), 2
-        if own in res and re.fullmatch(r"cluster \d+", own): # it would look like a name given by hand
+        if own in res and not _has_name(own): # it would look like a name given by hand
             raise ValueError(f"{own!r} is what another cluster without a name is called: take another name")
         while name in res: name, i = f"{own} {i}", i+1
         res.append(name)
@@ -326,9 +331,8 @@ def _finish(self:Segmenter, s:Tensor, im:Image.Image, source)->Segmentation:
 # %% ../nbs/12_segmenter.ipynb #78af60e2
 def _small(im:Image.Image, size:int)->Tensor:
     "(1,3,h,w) uint8, short side `size`, long side at most `8*size`, rounded to multiples of 4"
-    s = min(size/min(im.size), 8*size/max(im.size))
-    w, h = (max(4, round(o*s/4)*4) for o in im.size)
-    return torch.from_numpy(np.array(im.resize((w, h), Image.BILINEAR))).permute(2, 0, 1)[None]
+    im = im.resize(_sides(*im.size, size), Image.BILINEAR)
+    return torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]
 
 def _tensor(im:Image.Image, size:int)->Tensor:
     "The same in [0,1]"
@@ -373,7 +377,7 @@ def merged(self:Segmenter,
     first = [next(o for o in range(c+1) if o == c or together(o, c))
              for c in range(len(names))]
     firsts = sorted(set(first)) # each class stands where its first cluster stood
-    groups = [firsts.index(first[g]) for g in self.groups or range(len(self.centroids))]
+    groups = [firsts.index(first[g]) for g in self._class_of]
     return self._with(names=[owner.get(f, names[f]) for f in firsts],
                       colors=self.labels.palette[firsts], groups=groups)
 
@@ -392,7 +396,7 @@ def _with(self:Segmenter, **changes)->Segmenter:
 @patch
 def _told(self:Segmenter, new:Segmenter)->list:
     "Hints with the names that their classes have in `new`"
-    old, now = (np.array(s.labels.names)[s.groups or range(len(s.centroids))] for s in (self, new))
+    old, now = (np.array(s.labels.names)[s._class_of] for s in (self, new))
     names = dict(zip(old.tolist(), now.tolist()))
     def told(h):
         name = names.get(h.name, h.name)
@@ -449,7 +453,6 @@ def save(self:Segmenter,
     path, header = Path(path), self.header()
     if not encoder: header["encoder"] = _untrained(self.net.backbone)
     header = {"picie_nb": json.dumps(header)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"net.{k}": v.detach().cpu().contiguous()
               for k, v in self.net.state_dict().items()
               if encoder or not k.startswith("backbone.")}

@@ -175,7 +175,8 @@ def _some(x, f, v, on):
 def _full_precision(x):
     "Keep mixed precision from lowering the precision of what runs inside a `with` block"
     dev = x.device.type
-    return torch.autocast(dev, enabled=False) if torch.amp.is_autocast_available(dev) else nullcontext()
+    on = torch.amp.is_autocast_available(dev) and torch.is_autocast_enabled(dev)
+    return torch.autocast(dev, enabled=False) if on else nullcontext()
 
 def _check(x, params, rgb=False):
     "Raise a clear error unless `x` is a batch and `params` has an entry for each of its images"

@@ -15,7 +15,7 @@ from picie_nb.data.folders import match_masks, _drawing, _open_mask
 from picie_nb.data.labels import LabelSet, label_set
 from picie_nb.evaluate.report import evaluate_folders
 from picie_nb.segmenter import Segmentation
-from picie_nb.use.annotations import (Annotations, export_annotations, names_from_masks, read_annotations, _FORMATS, _Piece, _brush, _joined,
+from picie_nb.use.annotations import (Annotations, export_annotations, names_from_masks, read_annotations, _FORMATS, _brush, _joined,
                                       _masks, _outlines, _pieces, _ring, _unbrush)
 
 NAMES = ["sky", "grass, dry", "Straße 道路", "a \"quoted\" <name> & more"]

@@ -1,5 +1,5 @@
 "The app for a folder of photos: its buttons without a browser; and served by Voilà, in headless Chromium."
-import importlib.util, json, os, re, shutil, signal, subprocess, sys, time, urllib.error, urllib.request
+import importlib.util, os, re, shutil, signal, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 import pytest, torch
 from conftest import ROOT

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from conftest import ROOT
 from forked import command
 from picie_nb.data.folders import ToyScenes
 from picie_nb.segmenter import Segmenter

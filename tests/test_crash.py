@@ -1,6 +1,5 @@
 "Killed at any moment, and gone on with: nothing is lost, and the numbers are those of a run that nobody disturbed."
 import json, os, subprocess, sys
-from pathlib import Path
 import pytest
 from conftest import ROOT
 

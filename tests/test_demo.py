@@ -1,7 +1,6 @@
 "The demo of the site in headless Chromium: a photo is segmented in the page as Python segments it, and nothing leaves this machine"
 import base64, functools, http.server, importlib.util, io, re, shutil, sys, threading
 from contextlib import contextmanager
-from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from conftest import ROOT

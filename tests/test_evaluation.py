@@ -4,7 +4,7 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from sklearn import metrics as sk
-from picie_nb.evaluate.report import Evaluation, ari, compare, evaluate, evaluate_folders, nmi, _centre_square
+from picie_nb.evaluate.report import ari, compare, evaluate, evaluate_folders, nmi, _centre_square
 from picie_nb.data.labels import LABELSETS, LabelSet, label_set
 from picie_nb.evaluate.protocols import PROTOCOLS, ScoreTable
 

@@ -1,10 +1,10 @@
 "What users really have in their folders: every fault gives one clear message, or the right result."
-import io, os, re, struct, sys, warnings, zlib
+import io, os, re, struct, warnings, zlib
 from pathlib import Path
 import numpy as np
 import pytest, torch
 from PIL import Image
-from picie_nb.cli import picie_check, picie_evaluate, picie_gallery, picie_segment, picie_train
+from picie_nb.cli import picie_evaluate, picie_gallery, picie_segment, picie_train
 from picie_nb.data.folders import image_files, picie_dls, readable
 from picie_nb.fpn import PiCIENet
 from picie_nb.backbone import create_backbone

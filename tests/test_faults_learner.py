@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
-from fastai.data.block import DataBlock, TransformBlock
+from fastai.data.block import DataBlock
 from fastai.data.transforms import RandomSplitter
 from fastai.learner import Metric, load_learner
 from fastai.vision.augment import Resize

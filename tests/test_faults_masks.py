@@ -5,8 +5,8 @@ import numpy as np
 import pytest, torch
 from PIL import Image, ImageDraw
 from picie_nb.cli import picie_check, picie_evaluate, picie_train
-from picie_nb.data.folders import ToyScenes, _fitted, _open_mask, match_masks, picie_dls
-from picie_nb.data.catalog import check_dataset, folders, open_dataset, read_list
+from picie_nb.data.folders import _fitted, _open_mask, match_masks, picie_dls
+from picie_nb.data.catalog import check_dataset, open_dataset, read_list
 from picie_nb.evaluate.report import evaluate, evaluate_folders
 from picie_nb.data.labels import CAMVID11, LABELSETS, LabelSet, label_set
 from picie_nb.learner import picie_learner

@@ -7,7 +7,7 @@ import pytest, timm, torch, torch.nn.functional as F, torchvision
 from PIL import Image
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, VGG11_Weights
-from picie_nb.backbone import Pyramid, TimmPyramid, create_backbone, freeze_
+from picie_nb.backbone import Pyramid, create_backbone, freeze_
 from picie_nb.data.folders import image_files, picie_dls
 from picie_nb.fpn import PiCIENet
 from picie_nb.learner import picie_learner

@@ -1,5 +1,5 @@
 "What a learner remembers at the wrong time: after a training was stopped, weights came back, somebody looked on, sizes that are no whole cells"
-import copy, numpy as np, pickle, pytest, torch, warnings
+import numpy as np, pickle, pytest, torch, warnings
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.callback.schedule import ParamScheduler, SchedLin
 from fastai.callback.tracker import SaveModelCallback

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from picie_nb.backbone import create_backbone
-from picie_nb.cli import picie_check, picie_export, picie_gallery, picie_segment, picie_train
+from picie_nb.cli import picie_check, picie_gallery, picie_segment, picie_train
 from picie_nb.data.folders import ToyScenes, image_files, open_image, readable
 from picie_nb.fpn import PiCIENet
 from picie_nb.learner import picie_config

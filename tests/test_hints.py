@@ -156,7 +156,6 @@ def test_split_small_cluster():
     assert (z@mu.T).argmax(1).tolist() == [0, 1, 0]
 
 def test_report_of_a_split(segmenter):
-    import dataclasses
     u = F.normalize(segmenter.fine[0], dim=0)
     v = F.normalize(u+.05*F.normalize(segmenter.fine[1], dim=0), dim=0)
     seg = segmenter.hinted([Hint("a", .1, .1, "road", z=u), Hint("a", .2, .1, "sky", z=v), Hint("a", .9, .9, "sky", z=F.normalize(segmenter.fine[7], dim=0))])

@@ -1,6 +1,5 @@
 "Every notebook runs from top to bottom, each in a process of its own; and all keep the rules of the house."
 import ast, collections, json, re, sys
-from pathlib import Path
 import pytest
 from conftest import ROOT, notebooks
 from forked import notebook

@@ -1,15 +1,14 @@
 "What is installed: wheel, sdist, imports, the public names, the layers."
-import ast, json, os, re, subprocess, sys, tarfile, types, zipfile
+import ast, json, re, subprocess, sys, tarfile, types, zipfile
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from configparser import ConfigParser
-from pathlib import Path
 import pytest
 from conftest import ROOT
 from forked import forked
 
 # floors of the house, from the ground: a module imports from floors below its own only
-LAYERS = [["data.labels", "transforms", "backbone", "clustering"], ["data.scenes", "regions", "losses", "fpn", "training.distributed"],
-          ["data.folders", "evaluate.metrics"], ["data.catalog", "evaluate.borders", "evaluate.protocols"], ["evaluate.report", "segmenter", "training.checkpoint"],
+LAYERS = [["data.labels", "transforms", "backbone"], ["data.scenes", "clustering", "regions", "fpn", "training.distributed"],
+          ["data.folders", "losses", "evaluate.metrics"], ["data.catalog", "evaluate.borders", "evaluate.protocols"], ["evaluate.report", "segmenter", "training.checkpoint"],
           ["evaluate.probes", "use.stream", "use.large", "use.tree", "use.annotations", "use.deploy", "callback", "training.health"], ["use.gallery", "published"], ["use.names", "learner"], ["use.widgets"], ["use.app"], ["cli"]]
 WITH_FASTAI = ["training.distributed", "training.checkpoint", "training.health", "callback", "published", "learner", "use.app", "cli"]
 WITHOUT_FASTAI = [m for ms in LAYERS for m in ms if m not in WITH_FASTAI]

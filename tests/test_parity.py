@@ -1,8 +1,7 @@
 "Numbers of the published code, where they are at hand: the same inputs give the same outputs."
 import numpy as np
 import pytest, torch
-import torch.nn.functional as F
-from picie_nb.clustering import MiniBatchKMeans, assign, kmeans, scores
+from picie_nb.clustering import MiniBatchKMeans, assign, scores
 from picie_nb.fpn import FPN
 from picie_nb.losses import PiCIELoss, balance_weights, cluster_loss
 from picie_nb.evaluate.metrics import ConfusionMatrix, score

@@ -1,9 +1,7 @@
 "Files from strangers: nothing in them runs, nothing is written outside the target, and each is refused in a sentence."
-import io, json, os, pickle, struct, subprocess, sys
-from pathlib import Path
+import json, os, pickle, struct, subprocess, sys
 import numpy as np
 import pytest, torch
-from PIL import Image
 from conftest import ROOT
 from picie_nb.training import checkpoint
 from picie_nb.backbone import create_backbone, load_weights

@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from conftest import ROOT
 from picie_nb.backbone import create_backbone
 from picie_nb.cli import picie_segment
 from picie_nb.data.scenes import ToyScenes

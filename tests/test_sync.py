@@ -1,5 +1,5 @@
 "Package and README are what the notebooks say, and the notebooks are clean."
-import filecmp, json, os, shutil, subprocess, sys
+import shutil, subprocess, sys
 from pathlib import Path
 from conftest import ROOT
 

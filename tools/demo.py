@@ -5,7 +5,7 @@
 
 The page's own files are in tools/demo/. The network is exported here, and onnxruntime-web fetched by npm; both are kept in ~/.cache/picie_nb.
 """
-import hashlib, importlib.metadata, json, os, shutil, subprocess, sys, tarfile, tempfile
+import hashlib, json, os, shutil, subprocess, sys, tarfile, tempfile
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .labels import LabelSet, TOYSCENES, label_set, _WHITE, _opaque
+from .labels import label_set, _WHITE, _opaque
 from .scenes import ToyScenes
 
 # %% ../../nbs/data/folders.ipynb #f7016de6

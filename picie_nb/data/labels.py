@@ -76,6 +76,8 @@ def _rgb(colours): # -> (C,3) uint8
                          'fractions in 0..1, or as #rrggbb')
     return res.round().astype(np.uint8)
 
+def _hex(rgb): return '#%02x%02x%02x' % tuple(map(int, rgb))
+
 # %% ../../nbs/data/labels.ipynb #9d19c761
 class LabelSet:
     "Names, colours and file values of the classes of a data set"

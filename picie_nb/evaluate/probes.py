@@ -9,8 +9,9 @@ __all__ = ['linear_probe', 'knn_probe']
 
 # %% ../../nbs/evaluate/probes.ipynb #bda34c27
 import torch, torch.nn.functional as F
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from torch import Tensor, nn
+from ..backbone import _evaluating
 from ..clustering import upsampled_argmax
 from .report import Evaluation
 from .metrics import Score, _check, _confusion
@@ -25,13 +26,8 @@ def _labels_at(y, size):
 # %% ../../nbs/evaluate/probes.ipynb #e799b1ae
 @contextmanager
 def _frozen(net):
-    "No gradients, eval mode; every module gets its own mode back"
-    modes = {m: m.training for m in net.modules()} if isinstance(net, nn.Module) else {}
-    for m in modes: m.training = False
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m, t in modes.items(): m.training = t
+    "No gradients, evaluation mode"
+    with torch.no_grad(), _evaluating(net) if isinstance(net, nn.Module) else nullcontext(): yield
 
 def _features(net, x):
     "Unit features of a batch, (B,D,h,w)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from torch import Tensor
 from ..data.labels import label_set
-from .metrics import ConfusionMatrix, Score, hungarian, many_to_one, score
+from .metrics import Score, hungarian, many_to_one, score
 from .metrics import _by_class, _named, _strict, _told
 
 # %% ../../nbs/evaluate/protocols.ipynb #d8da7936
@@ -319,13 +319,16 @@ def markdown(self:ScoreTable)->str:
     return "\n".join([*("| "+" | ".join(row)+" |" for row in lines), "", self._foot()])
 
 # %% ../../nbs/evaluate/protocols.ipynb #c65df294
+def _html_table(cells): # heading and rows, all text
+    def tr(row, tag): return "<tr>"+"".join(f"<{tag}>{html.escape(o)}</{tag}>" for o in row)+"</tr>"
+    head, *rows = cells
+    body = "".join(tr(row, "td") for row in rows)
+    return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
 @patch
 def _repr_html_(self:ScoreTable)->str:
     if not self.rows: return html.escape(repr(self))
-    def tr(row, tag): return "<tr>"+"".join(f"<{tag}>{html.escape(o)}</{tag}>" for o in row)+"</tr>"
-    head, *rows = self._cells()
-    body, foot = "".join(tr(row, "td") for row in rows), html.escape(self._foot())
-    return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table><p>{foot}</p>"
+    return f"{_html_table(self._cells())}<p>{html.escape(self._foot())}</p>"
 
 @patch
 def to_dict(self:ScoreTable)->dict:

@@ -11,7 +11,6 @@ __all__ = ['MATCHINGS', 'Evaluation', 'evaluate', 'ClassTable', 'nmi', 'ari', 'I
 # %% ../../nbs/evaluate/report.ipynb #9aa9dbcf
 import re, numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from fastcore.basics import patch
@@ -24,7 +23,7 @@ from ..clustering import scores, upsampled_argmax
 from ..regions import refined_scores
 from .metrics import ConfusionMatrix, Score, score, hungarian, many_to_one
 from .metrics import _confusion, _ints, _strict, _warn
-from .protocols import Protocol, group_scores, protocol as _find, _labels_of
+from .protocols import Protocol, group_scores, protocol as _find, _html_table, _labels_of
 from .borders import BoundaryF, PositionShare
 
 # %% ../../nbs/evaluate/report.ipynb #c10bcb42
@@ -273,11 +272,7 @@ class ClassTable(list):
         return "\n".join("  ".join([row[0].ljust(wide[0]), *(o.rjust(w) for o, w in zip(row[1:], wide[1:]))])
                          for row in cells)
 
-    def _repr_html_(self):
-        def tr(row, tag): return "<tr>"+"".join(f"<{tag}>{escape(o)}</{tag}>" for o in row)+"</tr>"
-        head, *rows = self._cells()
-        body = "".join(tr(r, "td") for r in rows)
-        return f"<table><thead>{tr(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    def _repr_html_(self): return _html_table(self._cells())
 
 # %% ../../nbs/evaluate/report.ipynb #6e659218
 @patch
@@ -328,7 +323,7 @@ def plot_confusion(self:Evaluation,
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=self._fig_size(), layout="constrained")[1]
-    (classes, rule), (K, C) = self.classes(matching), self.mat.shape
+    classes, rule = self.classes(matching)
     order, top = self._order(classes), 1 if normalize else None
     m = self.mat[order].T.double()
     if normalize: m = m/m.sum(1 if normalize=="class" else 0, keepdim=True).clamp(min=1)

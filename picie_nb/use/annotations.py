@@ -8,7 +8,7 @@ Docs: https://picie-nb.github.io/picie_nb/use/annotations.html.md"""
 __all__ = ['export_annotations', 'Annotations', 'read_annotations', 'names_from_masks']
 
 # %% ../../nbs/use/annotations.ipynb #ac381f86
-import base64, hashlib, io, json, math, os, re, shutil, tempfile, warnings, zipfile
+import base64, hashlib, io, json, os, re, shutil, tempfile, warnings, zipfile
 import numpy as np, torch
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import find_objects, label, watershed_ift
 from scipy.spatial import KDTree
 from ..data.folders import image_files, _drawing, _is_drawn, _mask_values, _nfc, _open
-from ..data.labels import LabelSet, label_set, _lines, _text
+from ..data.labels import LabelSet, label_set, _hex, _lines, _text
 from ..segmenter import Segmentation, Segmenter, _replacing
 
 # %% ../../nbs/use/annotations.ipynb #ca12669f
@@ -184,7 +184,7 @@ class _Writer:
     def __init__(self, out, final, labels, kept, masks):
         self.out, self.final, self.labels, self.kept, self.masks = out, final, labels, kept, masks
         self.names = [labels.names[c] for c in kept]
-        self.colors = ["#%02x%02x%02x" % tuple(labels.palette[c].tolist()) for c in kept]
+        self.colors = [_hex(labels.palette[c]) for c in kept]
         self.n, self.stack, self.old = 0, ExitStack(), _record(final) # pieces so far; open files
         self.begin()
     def begin(self): pass
@@ -400,13 +400,10 @@ class _Png(_Writer):
     kinds = ("masks",)
     def begin(self):
         if (n := len(self.labels)) > 255: raise ValueError(f"{n} clusters: an indexed PNG has room for 255")
-        self.json("labels.json", _with_table(self.labels).to_dict())
+        self.json("labels.json", _numbered(self.labels.names, self.labels.palette).to_dict())
     def add(self, p): _save_indexed(p.clusters(), self.labels.palette, self.file(_stem(p.name, ".png")))
 
-def _with_table(labels): # whose file values leave no doubt
-    return _numbered(labels.names, labels.palette)
-
-def _numbered(names, colors):
+def _numbered(names, colors): # labels whose file values leave no doubt
     n, ignore = len(names), max(255, len(names))
     return LabelSet(names, colors, ignore, {i: i for i in [*range(n), ignore]})
 
@@ -1025,12 +1022,12 @@ def save(self:Annotations,
     "Write all maps as indexed PNGs, named as the photos, and their labels"
     if len(self.labels) > 255:
         raise ValueError(f"{len(self.labels)} classes: an indexed PNG has room for 255")
-    labels, ignore = _with_table(self.labels), self.labels.ignore
+    labels = _numbered(self.labels.names, self.labels.palette)
     with _writing(path, "") as (out, final):
         w = _Writer(out, final, labels, range(len(labels)), True)
         w.json("labels.json", labels.to_dict())
         for name, y in zip(self.names, self):
-            y = np.where(y == ignore, 255, y).astype(np.uint8)
+            y = np.where(y == self.labels.ignore, 255, y).astype(np.uint8)
             _save_indexed(y, labels.palette, w.file(_stem(_plain(name), ".png")))
     return final
 

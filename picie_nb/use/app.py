@@ -10,7 +10,7 @@ __all__ = ['EXPORTS', 'PhotoProject', 'photo_pairs', 'TrainingProgress', 'folder
 
 # %% ../../nbs/use/app.ipynb #aa7daeed
 import importlib.util, ipywidgets as w, json, numpy as np, os, re, secrets, shutil, socket, subprocess, sys
-import tempfile, threading, time, torch, torch.nn.functional as F, warnings, webbrowser
+import tempfile, threading, time, torch, warnings, webbrowser
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -22,16 +22,17 @@ from PIL import Image
 from ..backbone import efficientnet_lite0_weights
 from ..clustering import assign, kmeans, scores
 from ..data.folders import image_files, open_image, picie_dls, readable
+from ..data.labels import _hex
 from ..learner import picie_learner
 from ..regions import cut_tree
-from ..segmenter import Hint, Segmentation, Segmenter, _replacing
+from ..segmenter import Hint, Segmentation, Segmenter, _has_name, _replacing
 from ..training.checkpoint import _found, _lock
 from .annotations import export_annotations
-from .gallery import cluster_gallery, similar, _features, _some
+from .gallery import cluster_gallery, similar, _bytes, _features, _some
 from .tree import ClusterTree
-from .widgets import similar_pictures, with_names, _bytes, _name_rows, _Once, _Panel, _picture
+from .widgets import similar_pictures, with_names, _name_rows, _Once, _Panel, _picture
 from .widgets import _Pictures, _summary
-from .names import _points
+from .names import _on_centroids, _points
 
 # %% ../../nbs/use/app.ipynb #232b9a6c
 class PhotoProject:
@@ -83,7 +84,6 @@ def _stamp(path):
     return path.exists() and ((o := path.stat()).st_ino, o.st_size, o.st_mtime_ns)
 
 def _write_json(path, obj):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(json.dumps(obj, indent=1)+"\n")
 
 # %% ../../nbs/use/app.ipynb #ebe17678
@@ -251,8 +251,6 @@ def _part_names(names, owner, size):
         if i not in res: res[i] = next(o for o in many if o not in res.values())
     return res
 
-def _has_name(name): return not re.fullmatch(r"cluster \d+", name)
-
 # %% ../../nbs/use/app.ipynb #d0802e8a
 class _Recent(_Once):
     "A network that remembers what it computed last"
@@ -298,12 +296,7 @@ def corrected(
     name:str, # what is there
 )->Segmenter:
     "A segmenter that agrees with one more click"
-    names, nameless = segmenter.labels.names, []
-    if not segmenter.hints:
-        owners = segmenter.groups or range(len(segmenter.centroids))
-        nameless = [Hint("centroid", .5, .5, names[o], z=F.normalize(mu.cpu(), dim=0))
-                    for o, mu in zip(owners, _points(segmenter))
-                    if not _has_name(names[o])]
+    nameless = [] if segmenter.hints else _on_centroids(segmenter, named=False)
     return segmenter.hinted([*nameless, Hint(image, x, y, name)])
 
 def painted(
@@ -341,7 +334,7 @@ def export(self:PhotoProject,
     stop=lambda: False, # as in `TrainingProgress`
 )->str: # what was written
     "Write what the segmenter says about all photos"
-    def go_on(*_):
+    def go_on():
         if stop(): raise ValueError("stopped, and nothing was written")
     def results():
         for i, s in enumerate(done, 1):
@@ -611,9 +604,8 @@ def _size(self:PicieApp):
 
 # %% ../../nbs/use/app.ipynb #550fa010
 def _chip(labels, name):
-    color = "#%02x%02x%02x" % tuple(labels.palette[labels.names.index(name)])
     size = w.Layout(width="20px", min_width="20px", height="20px")
-    return w.Label(style=dict(background=color), layout=size)
+    return w.Label(style=dict(background=_hex(labels.palette[labels.names.index(name)])), layout=size)
 
 @patch
 def _click_there(self:PicieApp):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from fastcore.basics import patch
 from ..data.folders import open_image
 from ..data.labels import LabelSet, palette
@@ -178,7 +178,7 @@ def _agrees(seg, run, sizes, what:str, differs=_off):
 # %% ../../nbs/use/deploy.ipynb #f2b2c993
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
-def _exportable(seg, what:str):
+def _exportable(seg):
     "A copy on the CPU, in one piece"
     seg = copy.deepcopy(seg)
     seg.net, seg.centroids, seg.tile = seg.net.cpu(), seg.centroids.cpu(), 0
@@ -240,8 +240,7 @@ def to_onnx(self:Segmenter,
 )->Path:
     "Write ONNX: `images` (B,3,H,W) in [0,1] to `clusters` and `confidence` (B,H,W)"
     _check_onnx(self.net.backbone)
-    seg, path, n = _exportable(self, "to_onnx"), Path(path), self.size
-    path.parent.mkdir(parents=True, exist_ok=True)
+    seg, path, n = _exportable(self), Path(path), self.size
     with _replacing(path) as tmp, warnings.catch_warnings(), _antialiased():
         warnings.simplefilter("ignore")
         model = _complete(seg, tmp, half, features)
@@ -308,7 +307,7 @@ def to_torch(self:Segmenter,
     width:int=None, # likewise
 )->Path:
     "Write a program: (B,3,height,width) in [0,1] to clusters and confidence"
-    seg, path = _exportable(self, "to_torch"), Path(path)
+    seg, path = _exportable(self), Path(path)
     h, w = (self.size if o is None else o for o in (height, width))
     if min(h, w) < 1:
         raise ValueError(f"images of {h}x{w} pixels: "
@@ -317,7 +316,6 @@ def to_torch(self:Segmenter,
     if not seg.net.backbone.fits(*small):
         raise ValueError(f"{seg.net.backbone.name} takes images of one size, "
                          "in one piece: height and width must be equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
     program = _program(_Whole(seg, small).eval().requires_grad_(False), h, w)
     about = {"picie_nb": json.dumps(self.header())}
     with torch.no_grad(), warnings.catch_warnings():

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from ..data.folders import open_image
 from ..segmenter import Segmenter, _images, _tensor, _replacing
-import picie_nb.use.stream
+from .stream import _source
 
 # %% ../../nbs/use/gallery.ipynb #e8497c5b
 def margins(
@@ -84,8 +84,6 @@ def _box(size, x, y, side):
     return x0, y0, x0+side, y0+side
 
 # %% ../../nbs/use/gallery.ipynb #d605a964
-def _source(i, source): return str(source) if isinstance(source, (str, Path)) else f"image {i}"
-
 def _some(images, n, max_images):
     "At most `max_images` images, evenly spread"
     if not images: raise ValueError("no images to look at: give a folder or a list")
@@ -174,10 +172,12 @@ h1{font-size:1.5rem}h2{font-size:1.05rem;margin:0}
 .row{display:flex;flex-wrap:wrap;gap:.5rem}
 img{width:112px;height:112px;border-radius:.25rem;display:block}p{margin:.2rem 0;color:#555}"""
 
-def _data_uri(im):
-    buf = io.BytesIO()
-    im.save(buf, "JPEG", quality=85)
-    return "data:image/jpeg;base64,"+base64.b64encode(buf.getvalue()).decode()
+def _bytes(im, quality=90):
+    "A picture as the bytes of a JPEG file"
+    im.save(buf := io.BytesIO(), "JPEG", quality=quality)
+    return buf.getvalue()
+
+def _data_uri(im, quality=85): return "data:image/jpeg;base64,"+base64.b64encode(_bytes(im, quality)).decode()
 
 # %% ../../nbs/use/gallery.ipynb #83b0d979
 def _section(gallery, k):
@@ -210,7 +210,6 @@ def to_html(self:ClusterGallery,
             f'<p>{len(labels)} clusters in {self.n_images} image{"s"*(self.n_images != 1)}, the largest'
             f' first. Patches are the places where a cluster wins by the largest margin.</p>'
             f'{body}</body></html>')
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp: tmp.write_text(page, encoding="utf-8", errors="replace")
     return path
 
@@ -236,8 +235,7 @@ def contact_sheet(
     images = list(_images(images))
     if not images: raise ValueError("no images for a contact sheet: give a folder or a list")
     if n < 1 or side < 1: raise ValueError(f"n={n} and side={side} must be at least 1")
-    some = [images[i] for i in np.linspace(0, len(images)-1, min(n, len(images))).round().astype(int)]
-    pairs, share = [], np.zeros(len(segmenter.labels))
+    some, pairs, share = _some(images, 1, n), [], np.zeros(len(segmenter.labels))
     for s in segmenter.stream(some, bs=1, progress=False).each():
         if isinstance(s, tuple): continue # not readable
         share += np.bincount(s.clusters.ravel(), minlength=len(share))/s.clusters.size

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from ..data.folders import _MARK
-from ..data.labels import LabelSet
-from ..segmenter import Segmentation, Segmenter, _replacing, _small
+from ..data.labels import _hex
+from ..segmenter import Segmenter, _replacing, _small
 
 # %% ../../nbs/use/large.ipynb #1ec9ca9d
 class Raster:
@@ -143,7 +143,6 @@ def segment_raster(
     if margin < 0: raise ValueError(f"margin={margin}: at least 0")
     if out.resolve() in [Path(o).resolve() for o in (raster.path, *raster.ds.files)]:
         raise ValueError(f"{out} is the image itself or part of it: give another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
     side = _side(segmenter, raster, margin)
     spans = ([(a, min(a+side, n)) for a in range(0, n, side)] for n in raster.ds.shape)
     windows = [(*rows, *cols) for rows, cols in product(*spans)]
@@ -261,7 +260,7 @@ def _segments(ds, least):
         if c == ds.nodata: continue
         if place != ds.transform: geometry["coordinates"] = [_at(place, o) for o in geometry["coordinates"]]
         yield geometry, dict(cluster=int(c), name=names[f"cluster_{int(c)}"],
-                             fill="#%02x%02x%02x" % colors[int(c)][:3])
+                             fill=_hex(colors[int(c)][:3]))
 
 def _at(place, ring):
     from rasterio.transform import xy
@@ -452,7 +451,6 @@ def _encoder(frames, path):
         raise ValueError(f"{path}: an overlay is saved as MP4, so the name must end in .mp4")
     if path.resolve() == frames.video.resolve():
         raise ValueError(f"{path} is the video itself: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as tmp, av.open(str(tmp), "w", format="mp4") as box:
         stream, last = box.add_stream("libx264", rate=frames.fps, options=dict(crf="20")), -1
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 90_000)

@@ -9,7 +9,7 @@ __all__ = ['hints_from_masks', 'spread_names', 'fit_classes', 'cluster_looks', '
            'ClipEncoder']
 
 # %% ../../nbs/use/names.ipynb #6e41aed7
-import hashlib, html, numpy as np, re, torch, torch.nn.functional as F, warnings
+import hashlib, html, numpy as np, torch, torch.nn.functional as F, warnings
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..clustering import scores
 from ..data.folders import open_image
 from ..data.labels import LABELSETS, label_set, palette
-from ..segmenter import Hint, Segmenter
+from ..segmenter import Hint, Segmenter, _has_name
 from .gallery import ClusterGallery, _data_uri, _feature_at, _features
 
 # %% ../../nbs/use/names.ipynb #92bdd9f9
@@ -134,10 +134,13 @@ def _looked_up(segmenter, hints)->list:
 # %% ../../nbs/use/names.ipynb #e22d1cfd
 def _given(segmenter)->list:
     "The clicks so far; and names given by hand, as clicks on their centroids"
-    if segmenter.hints: return segmenter.hints
-    owners = np.array(segmenter.labels.names)[segmenter.groups or range(len(segmenter.centroids))]
-    return [Hint("centroid", .5, .5, str(n), z=F.normalize(mu.cpu(), dim=0))
-            for n, mu in zip(owners, _points(segmenter)) if not re.fullmatch(r"cluster \d+", n)]
+    return segmenter.hints or _on_centroids(segmenter, named=True)
+
+def _on_centroids(segmenter, named:bool)->list:
+    "Names given by hand, or those that nobody gave, as clicks on their centroids"
+    names = [segmenter.labels.names[o] for o in segmenter._class_of]
+    return [Hint("centroid", .5, .5, n, z=F.normalize(mu.cpu(), dim=0))
+            for n, mu in zip(names, _points(segmenter)) if _has_name(n) == named]
 
 def _points(segmenter)->Tensor: # centroids (K,D), without biases
     return segmenter.centroids[:, :segmenter.net.dim]
@@ -167,14 +170,13 @@ def _resolved(hints)->list:
 
 def _class_colors(segmenter, hints, names)->np.ndarray:
     "A class keeps its colour, or takes that of the nameless cluster of its first click, or a new one"
-    labels, owner = segmenter.labels, segmenter.groups or range(len(segmenter.centroids))
+    labels, owner = segmenter.labels, segmenter._class_of
     old = dict(zip(labels.names, map(tuple, labels.palette.tolist())))
-    res, more = {n: old[n]
-                 for n in names if n in old}, list(map(tuple, palette(len(old)+len(names)).tolist()))
+    res, more = {n: old[n] for n in names if n in old}, [*map(tuple, palette(len(old)+len(names)).tolist())]
     for h, n in zip(hints, names):
         s = scores(h.z[None], segmenter.centroids.cpu(), segmenter.readout)
         found = labels.names[owner[int(s.argmax())]]
-        first = [old[found]] if re.fullmatch(r"cluster \d+", found) else []
+        first = [] if _has_name(found) else [old[found]]
         if n not in res: res[n] = next(c for c in first+more if c not in res.values())
     return np.array([res[n] for n in dict.fromkeys(names)], np.uint8)
 
@@ -205,9 +207,8 @@ def hint_report(self:Segmenter)->dict:
     z, names = torch.stack([h.z for h in self.hints]), _resolved(self.hints)
     fine = (_points(self) if self.fine is None else self.fine).cpu()
     found = (F.normalize(fine, dim=1)@z.T).argmax(0).tolist()
-    owner = self.groups or range(len(self.centroids))
     best = scores(z, self.centroids.cpu(), self.readout).argmax(1)
-    says = [self.labels.names[owner[i]] for i in best]
+    says = [self.labels.names[self._class_of[i]] for i in best]
     split = {k: sorted({n for n, f in zip(names, found) if f == k})
              for k in sorted(set(found))}
     return dict(clicks={n: names.count(n) for n in dict.fromkeys(names)},
@@ -369,13 +370,12 @@ def _check_clip(open_clip, name, weights):
         raise ValueError(f"OpenCLIP has no model {name!r}: open_clip.list_models() names those it has")
     file = Path(str(weights))
     if not file.suffix and len(file.parts) == 1: # the name of weights to download
-        if str(weights) not in open_clip.list_pretrained_tags_by_model(name):
+        if str(weights) not in (tags := open_clip.list_pretrained_tags_by_model(name)):
             raise ValueError(f"OpenCLIP has no weights {weights!r} for {name}: it has "
-                             f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}; or give "
-                             f"a file")
+                             f"{', '.join(tags) or 'none'}; or give a file")
     elif file.suffix != ".safetensors":
         raise ValueError(f"{weights}: give the weights as a .safetensors file, which runs no code when it is "
-                         f"opened")
+                         "opened")
     elif not file.is_file(): raise FileNotFoundError(f"{weights}: no such file")
 
 def _no_clip(name, weights, e):
@@ -384,8 +384,7 @@ def _no_clip(name, weights, e):
     if Path(str(weights)).is_file():
         return ValueError(f"{weights} does not hold the weights of {name}: {why}")
     return ValueError(f"the weights {weights} of {name} could not be downloaded ({why}): copy their "
-                      f".safetensors "
-                      "file from a machine with a network, and give its path as weights")
+                      ".safetensors file from a machine with a network, and give its path as weights")
 
 # %% ../../nbs/use/names.ipynb #6ff1bebf
 @patch

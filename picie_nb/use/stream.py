@@ -82,6 +82,8 @@ def _few(self:Segmentations, jobs, n, pixels=2e8):
         except (ValueError, OSError): pass # told when it is read
         if pixels <= 0: return
 
+def _source(i, source): return str(source) if isinstance(source, (str, Path)) else f"image {i}"
+
 @patch
 def _read(self:Segmentations, job):
     "Image and tensor, or name and reason"
@@ -89,8 +91,7 @@ def _read(self:Segmentations, job):
     try:
         im = open_image(source)
         return source, im, _small(im, self.size)
-    except (ValueError, OSError, TypeError) as e:
-        return str(source) if isinstance(source, (str, Path)) else f"image {i}", str(e)
+    except (ValueError, OSError, TypeError) as e: return _source(i, source), str(e)
 
 # %% ../../nbs/use/stream.ipynb #6f3f9b3c
 @patch

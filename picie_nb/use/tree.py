@@ -15,7 +15,7 @@ from ..clustering import assign, kmeans, sample_pixels
 from ..data.folders import open_image
 from ..data.labels import palette
 from ..fpn import PiCIENet
-from ..regions import cut_tree, merge_clusters, merge_tree, with_prior
+from ..regions import cut_tree, merge_clusters, merge_tree, with_prior, _nodes
 from ..segmenter import Segmenter, _tensor
 
 # %% ../../nbs/use/tree.ipynb #f9782fb0
@@ -55,9 +55,7 @@ def at(self:ClusterTree,
     names=None, # as in `Segmenter`
 )->Segmenter:
     "A segmenter with K clusters"
-    n, groups = len(self.centroids), cut_tree(self.tree, k)
-    node = np.arange(n) # what each leaf has become after n-k merges
-    for i, (a, b) in enumerate(self.tree[:n-k, :2]): node[(node == a)|(node == b)] = n+i
+    groups, node = cut_tree(self.tree, k), _nodes(self.tree, k)
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
     mu, counts = merge_clusters(self.centroids, self.counts, groups)
     if self.kwargs.get("readout", "dot") == "dot":

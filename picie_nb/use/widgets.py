@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import nn
 from ipyevents import Event
 from ..data.folders import open_image
-from .gallery import ClusterGallery, Similar, cluster_gallery, similar
+from ..data.labels import _hex
+from .gallery import ClusterGallery, Similar, cluster_gallery, similar, _bytes, _data_uri
 from .names import _image_name, _looked_up
 from .tree import ClusterTree
 from ..segmenter import Segmentation, Segmenter, _images, _tensor
@@ -34,12 +35,6 @@ def _picture(image, side):
         raise ValueError(f"this image cannot be shown: {e}") from None
     s = min(1., side/min(im.size))
     return im.resize([max(1, round(o*s)) for o in im.size], Image.BILINEAR) if s < 1 else im
-
-def _bytes(im, quality=90):
-    "A picture as the bytes of a JPEG file"
-    buf = io.BytesIO()
-    im.save(buf, "JPEG", quality=quality)
-    return buf.getvalue()
 
 def _slider(name, value, lo, hi, step=1):
     "A slider for whole numbers or, with a smaller step, for any"
@@ -129,7 +124,7 @@ def _cluster_pictures(segmenter, xs, G, g, valid):
 def _strengths():
     "A control for each strength of P and G"
     return dict(brightness=_slider("brightness", .3, 0, 1, .05),
-                contrast=_slider("contrast", .3, 0, 1, .05), 
+                contrast=_slider("contrast", .3, 0, 1, .05),
                 saturation=_slider("saturation", .3, 0, 1, .05), hue=_slider("hue", .1, 0, .5, .01),
                 blur=_slider("blur up to", 2., 0, 4, .1), crop=_slider("crop from", .5, .1, 1, .05),
                 grey=w.Checkbox(False, description="grey"), mirror=w.Checkbox(True, description="mirror"))
@@ -357,7 +352,7 @@ def _save(panel, segmenter, names, path):
 def _name_rows(gallery, fields):
     "For each cluster, the largest first: colour, patches, text field, share"
     def row(k, strip):
-        color = "#%02x%02x%02x" % tuple(gallery.segmenter.labels.palette[k])
+        color = _hex(gallery.segmenter.labels.palette[k])
         chip = w.Label(style=dict(background=color), layout=w.Layout(width="28px", height="56px"))
         size = w.Layout(height="56px", width=f"{strip.width//2}px")
         patches = w.Image(value=_bytes(strip), format="jpeg", layout=size)
@@ -522,7 +517,7 @@ def slider_html(
 # %% ../../nbs/use/widgets.ipynb #f168dcb8
 def _data(im):
     "A picture as the address of an image: drawings as PNG, photos as JPEG"
-    if im.mode != "P": return f"data:image/jpeg;base64,{base64.b64encode(_bytes(im, 75)).decode()}"
+    if im.mode != "P": return _data_uri(im, 75)
     buf = io.BytesIO()
     im.save(buf, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}"
