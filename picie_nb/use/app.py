@@ -316,7 +316,7 @@ def _left_out(failed):
     return f"; {n} photo{'s'*(n > 1)} left out: {next(iter(failed.values()))}" if n else ""
 
 @patch
-def _typical(self:PhotoProject, go_on):
+def _gallery(self:PhotoProject, go_on):
     "A gallery that can be stopped after each photo"
     hook = self.segmenter.net.register_forward_hook(lambda *_: go_on())
     try: return cluster_gallery(self.segmenter, self.files)
@@ -344,7 +344,7 @@ def export(self:PhotoProject,
     if self.segmenter is None: raise ValueError("train or load a segmenter first")
     if kind == "gallery":
         tell(0, "looking for typical patches")
-        done = self._typical(go_on)
+        done = self._gallery(go_on)
         path = done.to_html(self.out/"gallery.html", self.folder.name)
     else:
         done = self.segmenter.stream(self.files, progress=False)
