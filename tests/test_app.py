@@ -315,7 +315,8 @@ def check_clusters(page, photos):
     field.fill("road"); field.press("Tab")
     until(lambda: page.locator(".picie-status").inner_text() == "Saved", "the name is saved")
     assert Segmenter.load(photos.with_name("photos-picie")/"segmenter.safetensors").labels.names[2] == "road"
-    page.locator(".noUi-handle:visible").first.press("ArrowRight")
+    assert page.get_by_role("img", name="patches of cluster 0").is_visible()
+    page.get_by_role("slider", name="clusters").press("ArrowRight")
     until(lambda: page.get_by_role("textbox", name="cluster 6", exact=True).count(), "a seventh cluster")
 
 
@@ -325,8 +326,11 @@ def check_look(page, photos):
     until(lambda: picture.get_attribute("src") and picture.bounding_box()["height"] > 50, "a photo")
     before, box = picture.get_attribute("src"), picture.bounding_box()
     where = dict(x=.25*box["width"], y=.75*box["height"])
+    assert picture.get_attribute("title").startswith("00000.png: ")
+    for name in ("photo", "opacity", "x in %", "y in %"): assert page.get_by_role("slider", name=name, exact=True).is_visible(), name
     picture.click(position=where)
     until(lambda: page.get_by_text("how similar").count(), "what is alike")
+    assert all(o.get_attribute("title") for o in page.locator(".widget-image:visible").all())
     name = page.get_by_role("combobox", name="click says")
     name.fill("wall"); name.press("Tab")
     picture.click(position=where)

@@ -17,6 +17,7 @@ from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import set_seed
 from fastcore.basics import patch
+from IPython.display import HTML, display
 from ipyevents import Event
 from PIL import Image
 from ..backbone import efficientnet_lite0_weights
@@ -31,7 +32,7 @@ from .annotations import export_annotations
 from .gallery import cluster_gallery, similar, _bytes, _features, _some
 from .tree import ClusterTree
 from .widgets import similar_pictures, with_names, _name_rows, _Once, _Panel, _picture
-from .widgets import _Pictures, _summary
+from .widgets import _Photo, _Pictures, _summary
 from .names import _on_centroids, _points
 
 # %% ../../nbs/use/app.ipynb #232b9a6c
@@ -553,7 +554,7 @@ def _look(self:PicieApp):
     self.says = w.Combobox(description="click says", placeholder="no name: what is alike?")
     self.x, self.y = (w.IntSlider(50, min=0, max=100, description=f"{o} in %") for o in "xy")
     there = self._button("Click there", "the same without a mouse", lambda: self._try(self._click_there))
-    self.picture = w.Image(format="jpeg", layout=w.Layout(width="560px"))
+    self.picture = _Photo(560)
     self.events = Event(source=self.picture, watched_events=["click"])
     self.events.on_dom_event(lambda e: self._try(self._click, e["dataX"], e["dataY"]))
     self.photo.observe(lambda _: self.project.segmenter and self._try(self._show_photo), "value")
@@ -587,7 +588,10 @@ def _show_photo(self:PicieApp):
 
 @patch
 def _paint(self:PicieApp):
-    if self.boxes: self.picture.value = _bytes(painted(self.seg, self.opacity.value, self._hidden()))
+    if not self.boxes: return
+    self.picture.value = _bytes(painted(self.seg, self.opacity.value, self._hidden()))
+    seen = ", ".join(o.description for o in self.boxes.values() if o.value)
+    self.picture.tooltip = f"{self._file().name}: {seen}"
 
 # %% ../../nbs/use/app.ipynb #a3d9604f
 @patch
@@ -667,8 +671,15 @@ def _page_files(folder, photos, model, out, token, port):
     _write_json(folder/"voila.json", dict(Voila=voila, VoilaConfiguration=dict(show_tracebacks=True)))
 
 # %% ../../nbs/use/app.ipynb #c07f2b9d
+_NAMED = """<script>
+const named = () => document.querySelectorAll(".noUi-handle:not([aria-label])").forEach(o =>
+  o.setAttribute("aria-label", o.closest(".widget-slider").querySelector(".widget-label").textContent));
+new MutationObserver(named).observe(document.body, {childList: true, subtree: true});
+</script>"""
+
 def _page(*args):
-    "The app, or a sentence that says why there is none"
+    "The app, whose sliders get the names that a screen reader reads, or why there is none"
+    display(HTML(_NAMED))
     try: return picie_app(*args)
     except Exception as e: text = w.Label(f"There is no app: {_why(e)}")
     return w.VBox([w.HTML(_CSS), text]).add_class("picie-app")

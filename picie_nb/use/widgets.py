@@ -17,6 +17,7 @@ from IPython import get_ipython
 from IPython.display import HTML
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError
+from traitlets import Unicode
 from torch import nn
 from ipyevents import Event
 from ..data.folders import open_image
@@ -59,17 +60,23 @@ class _Panel(w.VBox):
         return super()._repr_mimebundle_(**kwargs)
 
 # %% ../../nbs/use/widgets.ipynb #efc0ac64
+class _Photo(w.Image):
+    "A picture whose `tooltip` a screen reader reads; without a description the page fails to show it"
+    description = Unicode("").tag(sync=True)
+    def __init__(self, width, **kwargs):
+        super().__init__(format="jpeg", layout=w.Layout(width=f"{width}px"), **kwargs)
+
 class _Pictures(w.GridBox):
     "Pictures in columns, each with a title below it"
     def __init__(self, n, cols, width):
-        self.images = [w.Image(format="jpeg", layout=w.Layout(width=f"{width}px")) for _ in range(n)]
+        self.images = [_Photo(width) for _ in range(n)]
         self.titles = [w.Label(layout=w.Layout(max_width=f"{width}px")) for _ in range(n)]
         grid = w.Layout(grid_template_columns=f"repeat({cols}, max-content)", grid_gap="4px 10px")
         super().__init__([w.VBox(o) for o in zip(self.images, self.titles)], layout=grid)
 
     def update(self, pairs):
         for im, title, (text, picture) in zip(self.images, self.titles, pairs):
-            im.value, title.value = _bytes(picture), text
+            im.value, im.tooltip, title.value = _bytes(picture), text, text
 
 # %% ../../nbs/use/widgets.ipynb #2d36ec4c
 def _gridded(x, lines): return torch.lerp(x, torch.ones_like(x), .7*lines)
@@ -215,13 +222,14 @@ def choose_k(
 )->w.VBox: # with `k`, `picture`, `text` and `legend` as attributes
     "A slider for K, and the image with that many clusters"
     slider, cut = _k_slider(len(tree.centroids), k, low, high), CutImage(tree, image)
-    picture = w.Image(format="jpeg", layout=w.Layout(width="420px"))
+    picture = _Photo(420)
     text, legend = w.Label(), w.HTML()
     def redraw():
         seg = cut.at(slider.value)
         picture.value, legend.value = _bytes(seg.overlay()), _legend(seg)
         n = len(seg.shares())
         text.value = f"K = {slider.value}: {n} clusters occur in this image"
+        picture.tooltip = text.value
     _on_change([slider], redraw)
     side = w.Layout(align_items="flex-start", grid_gap="16px")
     rows = [w.HBox([slider, text]), w.HBox([picture, legend], layout=side)]
@@ -354,8 +362,8 @@ def _name_rows(gallery, fields):
     def row(k, strip):
         color = _hex(gallery.segmenter.labels.palette[k])
         chip = w.Label(style=dict(background=color), layout=w.Layout(width="28px", height="56px"))
-        size = w.Layout(height="56px", width=f"{strip.width//2}px")
-        patches = w.Image(value=_bytes(strip), format="jpeg", layout=size)
+        patches = _Photo(strip.width//2, value=_bytes(strip), tooltip=f"patches of {fields[k].description}")
+        patches.layout.height = "56px"
         share = w.Label(f"{gallery.shares[k]:.0%} of all pixels")
         return w.HBox([chip, patches, fields[k], share], layout=w.Layout(align_items="center"))
     strips = patch_strips(gallery)
