@@ -4,6 +4,7 @@
     python bench/few.py things --images 100                    # photos of msrc21 with such things: two clusters, they and the ground
     python bench/few.py animals --images 83                    # likewise; there are no more
     python bench/few.py town pets meadow water people          # photos of msrc21 with nothing but such classes, all of them
+    python bench/few.py dubai toy --images 64 --smooth 20      # features take a side before K-means
 
 Lines with "before" were measured when an eighth of a training on eight photos was kept; now nothing is, and the network is its start to the bit.
 Lines with "centre": 0 were measured when two clusters were found among features that had kept the mean of their image.
@@ -60,7 +61,7 @@ def photos(data, folder):
     test = image_files(images)
     return image_files(train), test, match_masks(test, images, masks), labels
 
-def run(data, n, seed, epochs, labels_per_k, folder):
+def run(data, n, seed, epochs, labels_per_k, smooth, folder):
     files, test, mask_of, labels = photos(data, folder)
     random.Random(seed).shuffle(files)
     if data not in SOME: test = test[::max(1, len(test)//40)]
@@ -70,14 +71,14 @@ def run(data, n, seed, epochs, labels_per_k, folder):
         for f in fs: shutil.copy(f, part) # no links: behind them, `picie_dls` would know the animals that it scores, and not train on them
     set_seed(seed)
     dls = picie_dls(parts[0], size=320, bs=16, valid=parts[1], masks=parts[2], labels=labels, seed=seed)
-    learn, start = picie_learner(dls, LITE0, len(labels), overcluster=labels_per_k), time.perf_counter()
+    learn, start = picie_learner(dls, LITE0, len(labels), overcluster=labels_per_k, smooth=smooth), time.perf_counter()
     if epochs:
         learn.metrics = learn.metrics[:0]
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     seconds = time.perf_counter()-start
     set_seed(seed)
     s = learn.score(draws=learn.cluster.fresh(3))
-    return dict(data=data, images=n, photos=len(files[:n or None]), clusters=len(labels), seed=seed, epochs=epochs, overcluster=labels_per_k, steps=learn.cluster.steps, acc=s.acc, miou=s.miou, border=s.shape["border"], seconds=seconds)
+    return dict(data=data, images=n, photos=len(files[:n or None]), clusters=len(labels), seed=seed, epochs=epochs, overcluster=labels_per_k, smooth=smooth, steps=learn.cluster.steps, acc=s.acc, miou=s.miou, border=s.shape["border"], seconds=seconds)
 
 
 if __name__ == "__main__":
@@ -86,14 +87,15 @@ if __name__ == "__main__":
     p.add_argument("--images", type=int, default=8)
     p.add_argument("--epochs", type=int, nargs="+", default=[0, 6])
     p.add_argument("--overcluster", type=float, help="labels that are learned, as a multiple of K, in place of the default")
+    p.add_argument("--smooth", type=int, default=0, help="rounds in which features take a side before K-means")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = p.parse_args()
     for data, seed in ((d, s) for s in args.seeds for d in args.data):
         for epochs in args.epochs:
             n = 0 if data in SOME else args.images # 0: all
             done = [json.loads(o) for o in OUT.read_text().splitlines()] if OUT.exists() else []
-            this = dict(data=data, images=n, seed=seed, epochs=epochs, overcluster=args.overcluster)
-            if any(this == {k: o.get(k) for k in this} for o in done if not o.get("before") and o.get("centre") != 0): continue
+            this = dict(data=data, images=n, seed=seed, epochs=epochs, overcluster=args.overcluster, smooth=args.smooth)
+            if any(this == {k: o.get(k) for k in this} for o in ({"smooth": 0, **o} for o in done) if not o.get("before") and o.get("centre") != 0): continue
             with tempfile.TemporaryDirectory() as tmp: res = run(*this.values(), Path(tmp))
             with OUT.open("a") as f: f.write(json.dumps(res)+"\n")
-            print(f"{data:8s} {res['images'] or 'all':>4} images, {epochs:2d} epochs, {res['steps']:3d} steps: {100*res['acc']:.1f}/{100*res['miou']:.1f}, border {100*res['border']:.0f}", flush=True)
+            print(f"{data:8s} {res['images'] or 'all':>4} images, {epochs:2d} epochs, {res['steps']:3d} steps, smooth {args.smooth:2d}: {100*res['acc']:.1f}/{100*res['miou']:.1f}, border {100*res['border']:.0f}", flush=True)

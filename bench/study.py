@@ -38,7 +38,7 @@ ROWS = dict(
     improved={},                        # the default
     # one choice of `improved` changed
     no_average=dict(average=1.), average7=dict(average=.7), snapshot=dict(labels="snapshot", average=1.), full_views=dict(view_scale=1.), small_views=dict(view_scale=.5),
-    inside=dict(interior=.5), start_inside=dict(epochs=0, interior=.5),
+    smooth=dict(smooth=20), start_smooth=dict(epochs=0, smooth=20),
     k2=dict(overcluster=2.5), k9=dict(overcluster=9), slow=dict(lr=3e-4), long=dict(epochs=12), zoom=dict(min_scale=.25),
     all_learn=dict(freeze=0), noblur=dict(p_blur=0.), plusH=dict(aux_clusters=100),
 )

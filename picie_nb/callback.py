@@ -23,7 +23,8 @@ from .backbone import _evaluating
 from .fpn import folded
 from .clustering import (KMeansResult, kmeans, scores, assign, sample_pixels,
                                  _add_)
-from .regions import cut_tree, merge_clusters, merge_tree, typical, with_prior
+from .regions import (cut_tree, merge_clusters, merge_tree, smooth_features,
+                              typical, with_prior)
 from .losses import PiCIELoss, balance_weights, aux_weights
 
 # %% ../nbs/09_callback.ipynb #2766a177
@@ -48,7 +49,7 @@ class ClusterCallback(Callback):
         balance:str="none", # weight of each cluster in the loss, see `balance_weights`
         batchnorm:str="eval", # running statistics in training, or the batch's ("train")
         n_pixels:int=400, # pixels sampled from each image for K-means; None: all
-        interior:float=1., # share of an image that the readout samples: the inside
+        smooth:int=0, # rounds in which features take a side, see `smooth_features`
         n_images:int=2000, # images sampled for K-means; None: all
         n_iter:int=20, # K-means iterations
         init:str="random", # K-means start: "random" or "k-means++"
@@ -203,7 +204,6 @@ def stream(self:ClusterCallback,
     only:int=None, # one view only: 0 or 1
     least:int=0, # images, even if `n_images` is less
     most:int=None, # images, even if `n_images` is more
-    interior:float=1., # see `sample_pixels`
     centre:float=0., # share of its image's mean that each pixel loses, if any
 ):
     "Batch by batch: number of images; features (N,D) of pixels per view, then centred"
@@ -220,9 +220,10 @@ def stream(self:ClusterCallback,
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
                          for v in which))
-            sample = partial(sample_pixels, n=self.n_pixels, interior=interior)
-            zs = [sample(self.feature(v, f, drawn[0]))
+            zs = [self.feature(v, f, drawn[0])
                   for v, f in zip(which, fs if len(which) > 1 else [fs])]
+            if not augment: zs = [smooth_features(z, x, self.smooth) for z in zs]
+            zs = [sample_pixels(z, self.n_pixels) for z in zs]
             if centre: zs += [_centred(z, n, centre) for z in zs]
         elif synced: # each BatchNorm waits for all processes
             model(*[torch.zeros(0, 3, 64, 64, device=self.team.device) for _ in which])
@@ -362,7 +363,8 @@ def teach(self:ClusterCallback, size:tuple)->list:
     "Features by the snapshot: of both views, or of the plain image, moved to them"
     fs = self.teacher(*self.teach_xs)
     if self.labels == "start":
-        return [F.normalize(self.geometric.apply(fs.float(), self.g, size), dim=1)]
+        z = smooth_features(fs.float(), *self.teach_xs, self.smooth)
+        return [F.normalize(self.geometric.apply(z, self.g, size), dim=1)]
     return self.features(fs if isinstance(fs, tuple) else (fs,), self.g)
 
 @patch
@@ -446,10 +448,7 @@ def fresh(self:ClusterCallback,
 
 @patch
 def _fresh(self:ClusterCallback, model, n, most=None):
-    how = dict(augment=False, least=256, most=most, centre=self.centre)
-    zs = self.sample(model, interior=self.interior, **how)
-    if len(zs[0]) < self.n_clusters and self.interior < 1: # too few inside of things
-        zs = self.sample(model, **how)
+    zs = self.sample(model, False, least=256, most=most, centre=self.centre)
     self.few = _few(zs[0])
     return [self._readout(*zs) for _ in range(n)]
 
@@ -631,7 +630,7 @@ class PiCIEConfig:
     min_scale:float = .5    # smallest side of the crop in G, relative to the image
     view_scale:float = .7   # side of the views, relative to what a fixed teacher sees
     average:float = .5      # share of the way from the start that is kept
-    interior:float = 1.     # share of an image that the readout samples: the inside
+    smooth:int = 0          # rounds in which features take a side before K-means
     merge_from:float = 9.   # multiple of K that the readout fits and merges; 1: only K
     refine:int = 20         # rounds of edge-aware refinement when the model is used
     lr:float = 1e-3         # learning rate
@@ -659,7 +658,7 @@ def _whole(name, n)->int:
 _most = sys.float_info.max
 _ranges = dict(dim=(1, _most), freeze=(0, _most), n_pixels=(1, _most), n_images=(0, _most), lr=(0, _most),
                overcluster=(1, _most), merge_from=(1, _most), refine=(0, 1000), view_scale=(.1, 10),
-               min_scale=(.01, 1), average=(.01, 1), interior=(.01, 1))
+               min_scale=(.01, 1), average=(.01, 1), smooth=(0, 1000))
 
 # %% ../nbs/09_callback.ipynb #03dc42c7
 @patch
@@ -706,7 +705,7 @@ def settings(self:PiCIEConfig)->dict:
                 merge_power=1. if two else .5, # no cluster of outliers
                 centre=.5*(two and self.merge_from > 1), # things from their own ground
                 **self._pick("n_clusters labels view_scale average batchnorm n_images "
-                             "n_pixels interior"))
+                             "n_pixels smooth"))
 
 @patch
 def callback(self:PiCIEConfig,

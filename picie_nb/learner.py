@@ -458,7 +458,7 @@ def cluster_tree(self:PiCIELearner,
 )->ClusterTree:
     "All numbers of clusters at once, from one pass over the training images"
     n_leaves, cb = _whole("n_leaves", n_leaves), self.cluster
-    z, = cb.sample(unwrap(self.model).eval(), False, least=256, interior=cb.interior)
+    z, = cb.sample(unwrap(self.model).eval(), False, least=256)
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only "
                                            f"{len(z)} points: use fewer")
     r, base = cb.kmeans(z, max(n_leaves, cb.n_clusters)), self.segmenter()

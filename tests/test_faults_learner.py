@@ -8,6 +8,7 @@ from fastai.learner import Metric, load_learner
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 from PIL import Image
+from torch.nn.functional import normalize
 from picie_nb.all import *
 
 SMALL = dict(bs=4, valid=.25, seed=0)
@@ -602,3 +603,30 @@ def test_requests_that_cannot_be_met_are_explained(make, tmp_path):
     for given in ([0., 1.], [False, True]):
         with pytest.raises(ValueError, match="2 classes 0..1"): ev.score(given)
     assert ev.score([0, 1]).acc == 1
+
+
+# ---- features that take a side
+class Asks(Callback):
+    "What the teacher says of the last batch, and what it should say"
+    order = 16 # after ClusterCallback
+    def after_pred(self):
+        if not self.training: return
+        cb, size = self.cluster, self.learn.pred[0].shape[-2:]
+        (x,), (self.says,) = cb.teach_xs, cb.teach(size)
+        with torch.no_grad(): z = cb.teacher(x)
+        self.plain, self.smooth = (normalize(cb.geometric.apply(o, cb.g, size), dim=1) for o in (z, smooth_features(z, x, 5)))
+
+
+def test_smooth_features_are_what_is_clustered_and_taught(make):
+    learn, asks = make(size=64, smooth=5, n_pixels=None, labels="start"), Asks()
+    cb, model = learn.cluster, learn.model.eval()
+    x = torch.cat([b[0] for b in learn.dls.train.new(shuffle=False, drop_last=False)]).as_subclass(torch.Tensor)
+    with torch.no_grad(): z = normalize(model(x), dim=1)
+    sampled, = cb.sample(model, augment=False)
+    expected, plain = (sample_pixels(smooth_features(z, x, n)).sum(0) for n in (5, 0))
+    torch.testing.assert_close(sampled.sum(0), expected, rtol=1e-3, atol=1e-2)
+    assert (expected-plain).abs().max() > 1
+    with learn.no_logging(): learn.fit(1, cbs=asks)
+    torch.testing.assert_close(asks.says, asks.smooth, rtol=1e-3, atol=1e-4)
+    assert (asks.says-asks.plain).abs().max() > .05
+    assert learn.segmenter().info["config"]["smooth"] == 5
