@@ -211,6 +211,8 @@ def _changes(config:str)->dict:
         if not eq: raise ValueError(f"--config {config}: {o!r} is no FIELD=VALUE, as in lr=1e-3,mdc=True")
         try: res[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError): res[name.strip()] = value.strip()
+    for field, option in dict(preset="--preset", n_clusters="--clusters").items():
+        if field in res: raise ValueError(f"--config {config}: {field} has an option of its own, {option}")
     return res
 
 def _first()->bool:
