@@ -344,7 +344,8 @@ def before_train(self:ClusterCallback):
 @patch
 def _from_train(self:ClusterCallback): # training images, looked at as they are
     own = getattr(self.learn.dls, "train_ds", None)
-    return self.size and own is not None and self.learn.dl.dataset is own
+    now = getattr(self.learn.dl, "dataset", None) # a list of batches has none
+    return self.size and own is not None and now is own
 
 @patch
 def before_batch(self:ClusterCallback):
@@ -602,6 +603,10 @@ def before_fit(self:ClusterCallback):
     if getattr(getattr(self.learn, "recorder", None), "train_metrics", False):
         raise ValueError("Training has no masks to score against: "
                          "use learn.recorder.train_metrics = False")
+    if any(getattr(getattr(o, "accelerator", None), "mixed_precision", "no") == "fp16"
+           for o in self.learn.cbs):
+        raise ValueError("mixed_precision='fp16' of accelerate does not scale the loss in fastai, and small "
+                         "gradients would be lost: use 'bf16', or learn.to_fp16()")
     self.busy = False # validation has the same event
     self.check()
 

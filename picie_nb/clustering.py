@@ -43,6 +43,11 @@ def _parts(z, mu):
     d = z.shape[1]
     return mu[:, :d], mu[:, d] if mu.shape[1] > d else None
 
+def _far(mu):
+    "Mean of centroids that are close together, but far from 0, where 32 bits cannot tell them apart; else 0"
+    m = mu.mean(0)
+    return torch.where(m.pow(2).sum() > 100*(mu-m).pow(2).sum(1).mean(), m, 0.)
+
 # %% ../nbs/06_clustering.ipynb #50e42927
 def scores(
     z:Tensor, # features, (N,D) or (B,D,h,w)
@@ -54,6 +59,8 @@ def scores(
     z, mu = _same_dtype(z, mu)
     if metric == 'cosine': z, mu = F.normalize(z, dim=1), F.normalize(mu, dim=1)
     if metric != 'euclidean': return _product(z, *_parts(z, mu))
+    m = _far(mu)
+    z, mu = z-(m[:, None, None] if z.dim()==4 else m), mu-m
     return 2*_product(z, mu, -mu.pow(2).sum(1)/2) - z.pow(2).sum(1, keepdim=True)
 
 # %% ../nbs/06_clustering.ipynb #5903f31b
@@ -68,7 +75,9 @@ def assign(
     z, mu = _same_dtype(z, mu)
     if metric == 'cosine': mu = F.normalize(mu, dim=1)
     mu, bias = _parts(z, mu)
-    if metric == 'euclidean': bias = -mu.pow(2).sum(1)/2
+    if metric == 'euclidean':
+        m = _far(mu)
+        mu, bias = mu-m, -((mu-m)*(mu+m)).sum(1)/2
     return _product(z, mu, bias).max(1).indices
 
 # %% ../nbs/06_clustering.ipynb #ff4e0815
@@ -212,6 +221,12 @@ def _check(z, k, n_iter, n_init, engine):
                          "or a network that has diverged")
     return z.contiguous()
 
+def _near(z, unit):
+    "Points around 0, and what to add: their mean if they are far from it, see `_far`; else 0"
+    m = z.mean(0)
+    if unit or len(z)*m.pow(2).sum() < .99*_squares(z): return z, 0.
+    return z-m, m
+
 # %% ../nbs/06_clustering.ipynb #a7fd3200
 @torch.no_grad()
 def kmeans(
@@ -230,11 +245,14 @@ def kmeans(
     if engine == 'auto': engine = 'torch' # on GPUs, too
     unit = lambda o: F.normalize(o, dim=1) if spherical else o
     z, run = unit(_check(z, k, n_iter, n_init, engine)), _engines[engine]
+    near, m = _near(z, spherical)
     for _ in range(1 if isinstance(init, Tensor) else n_init):
         mu = unit(_start(z, k, init, generator))
         with _full_precision(z):
-            runs.append(run(z, mu, n_iter, spherical, reseed, generator))
-    return min(runs, key=lambda r: r.objective)
+            runs.append(run(near, mu-m, n_iter, spherical, reseed, generator))
+    best = min(runs, key=lambda r: r.objective)
+    best.centroids = best.centroids+m
+    return best
 
 # %% ../nbs/06_clustering.ipynb #f751688b
 def _faiss(z, mu, n_iter, unit=False, reseed=True, generator=None):
@@ -282,6 +300,8 @@ def update(self:MiniBatchKMeans,
     if z.dim() != 2:
         raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: "
                          "`sample_pixels` makes it from a map")
+    if not z.sum().isfinite():
+        raise ValueError("z has NaN or infinite values, and would make centroids so")
     mu = self.centroids
     best, y = scores(z, mu).max(1)
     n = y.bincount(minlength=len(mu))

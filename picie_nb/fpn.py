@@ -149,7 +149,8 @@ def _joint_stats(net, images, keep):
     "Mean and covariance of the levels `keep`, laid on one grid"
     stats, p = StreamingCovariance(), next(net.parameters())
     for b in images.split(8) if torch.is_tensor(images) else images:
-        feats = net.backbone((b[0] if isinstance(b, (tuple, list)) else b).to(p))
+        x = b[0] if isinstance(b, (tuple, list)) else b
+        feats = net.backbone(x.to(p) if x.is_floating_point() else x.to(p.device))
         joint = _stack([feats[i] for i in keep], [net.fpn.strides[i] for i in keep])
         stats.update(joint.transpose(0, 1).flatten(1).T.float())
     if not stats.n: raise ValueError("pca_init_ got no images")

@@ -373,6 +373,13 @@ def score(self:PiCIELearner,
         return score_draws(unwrap(self.model), draws, batches, self.classes,
                            self.cluster.readout, matching, refine, **protocol)
 
+# %% ../nbs/11_learner.ipynb #9d2be417
+@patch
+def predict(self:PiCIELearner, item, *args, **kwargs)->tuple: # clusters (h,w), the same, scores (K,h,w)
+    "Clusters of one photo, given as `dls` has them; `with_input` puts the input before these"
+    *first, _, best, scores = super(PiCIELearner, self).predict(item, *args, **kwargs)
+    return (*first, best, best, scores) # fastai would decode the clusters as an image
+
 # %% ../nbs/11_learner.ipynb #804a9c75
 @patch
 @torch.no_grad()

@@ -69,7 +69,7 @@ def merge_clusters(
     "Centroids of groups of clusters: the mean of all their points"
     k, counts, groups = int(groups.max())+1, counts.to(centroids.device), groups.to(centroids.device)
     n = torch.zeros(k, dtype=counts.dtype, device=counts.device).index_add_(0, groups, counts)
-    w = (counts/n[groups].clamp_min(1)).to(centroids)
+    w = (counts/torch.where(n>0, n, 1)[groups]).to(centroids)
     return torch.zeros(k, centroids.shape[1]).to(centroids).index_add_(0, groups, w[:, None]*centroids), n
 
 def with_prior(
@@ -129,6 +129,9 @@ def refine(
     if n_iter<0 or sharpness<=0:
         raise ValueError(f"n_iter={n_iter}, sharpness={sharpness}: at least 0, and more than 0")
     if not n_iter: return p
+    n = p.shape[0] # no number, but a symbol, while a program is exported
+    if isinstance(n, int) and n>1 and p.device.type=="cpu": # one image fits the cache
+        return torch.cat([refine(*o, n_iter, dilations, sharpness) for o in zip(p.split(1), x.split(1))])
     ws = _weights(x.to(p), dilations, sharpness)
     for i in range(n_iter):
         d, w = dilations[i%len(dilations)], ws[i%len(dilations)]

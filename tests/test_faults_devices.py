@@ -1,4 +1,5 @@
 "What goes wrong on GPUs only, in half precision, in several processes or with a compiled network; all of it shown on a CPU"
+from types import SimpleNamespace
 import pytest, socket, torch
 from elsewhere import Far, elsewhere, far
 from fastai.callback.core import Callback, CancelStepException
@@ -187,3 +188,12 @@ def test_a_cut_off_training_leaves_no_wrapping(tmp_path):
     with socket.socket() as s: s.bind(("", 0)); port = s.getsockname()[1]
     r = forked(_cut_off, str(tmp_path), WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT=str(port))
     assert r.returncode == 0, r.stderr
+
+
+def test_half_precision_without_a_scaled_loss(make):
+    "accelerate's own fp16 scales the loss in its backward, which fastai does not call"
+    l, trainer = make(), Callback()
+    trainer.accelerator = SimpleNamespace(mixed_precision="fp16")
+    with pytest.raises(ValueError, match=r"use 'bf16', or learn.to_fp16\(\)"): l.fit(1, cbs=trainer)
+    trainer.accelerator.mixed_precision = "bf16"
+    with l.no_bar(), l.no_logging(): l.fit(1, cbs=trainer)

@@ -630,3 +630,14 @@ def test_smooth_features_are_what_is_clustered_and_taught(make):
     torch.testing.assert_close(asks.says, asks.smooth, rtol=1e-3, atol=1e-4)
     assert (asks.says-asks.plain).abs().max() > .05
     assert learn.segmenter().info["config"]["smooth"] == 5
+
+
+def test_predict_gives_clusters():
+    "As numbers, not as an image of 0 and 255"
+    dls = ToyScenes(12, size=32, seed=0).dls(bs=4, valid=.25, seed=0)
+    l = picie_learner(dls, "test_efficientnet", 6, pretrained=False)
+    x, item = dls.valid.one_batch()[0], dls.valid_ds.items[0]
+    with l.no_bar():
+        first, best, s = l.predict(item)
+        assert torch.equal(first, best) and torch.equal(first, s.argmax(0)) and len(l.predict(item, with_input=True)) == 4
+        assert len(l.get_preds(dl=[(x,)])[0]) == len(x)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest, torch
 from PIL import Image
+from picie_nb.clustering import MiniBatchKMeans, assign, kmeans, scores
 from picie_nb.data.catalog import check_dataset, folders, open_dataset
 from picie_nb.data.folders import ToyScenes, match_masks, open_image, picie_dls, _mask_values, _shape
 from picie_nb.data.labels import label_set
@@ -11,6 +12,9 @@ from picie_nb.evaluate.metrics import ConfusionMatrix
 from picie_nb.evaluate.probes import knn_probe, linear_probe
 from picie_nb.evaluate.protocols import Protocol, ScoreTable, protocol
 from picie_nb.evaluate.report import Scores, compare, evaluate, evaluate_folders, nmi
+from picie_nb.backbone import create_backbone
+from picie_nb.fpn import PiCIENet, pca_init_
+from picie_nb.regions import merge_clusters
 from picie_nb.learner import picie_learner
 
 pytestmark = pytest.mark.filterwarnings("ignore:only class", "ignore:.*of the pixels are ignored")
@@ -328,3 +332,32 @@ def test_draws_of_a_learner():
     assert [s.acc for s in learn.score(draws=mu)] == [s.acc for s in learn.score(draws=list(mu))] and len(learn.score(draws=mu)) == 2
     for kw, says in ((dict(n_draws=0), "n_draws=0: give at least 1"), (dict(draws=[]), "no draws to score"), (dict(draws=mu[:0]), "no draws to score")):
         with pytest.raises(ValueError, match=says): learn.score(**kw)
+
+
+@pytest.mark.parametrize("off", [0, 1e4, 1e5])
+def test_clusters_far_from_the_origin(off):
+    "Raw values, such as 16-bit bands or coordinates, lie far from 0, where products of 32 bits cannot tell them apart"
+    g = torch.Generator().manual_seed(0)
+    mu = torch.randn(8, 16, generator=g)*3
+    y = torch.arange(8).repeat_interleave(500)
+    z = (mu[y]+torch.randn(4000, 16, generator=g)).double()+off
+    r = kmeans(z.float(), 8, init=(mu+off), generator=g)
+    exact = (z-r.centroids.double()[y]).pow(2).sum(1)
+    assert r.counts.tolist() == [500]*8 and r.objective == pytest.approx(exact.mean().item(), rel=1e-3)
+    assert torch.equal(assign(z.float(), r.centroids), y)
+    maps = z.float().view(8, 20, 25, 16).permute(0, 3, 1, 2)
+    assert torch.equal(assign(maps, r.centroids).flatten(), y)
+    s = scores(maps, r.centroids)
+    assert torch.allclose(-s.max(1).values.flatten(), exact.float(), rtol=.02, atol=.2)
+    assert MiniBatchKMeans(r.centroids, r.counts).update(z.float()) == pytest.approx(exact.mean().item(), rel=1e-2)
+
+
+def test_shares_and_broken_numbers():
+    "Counts may be shares; what is no number does not become a centroid, and whole numbers are no images"
+    c, g = torch.tensor([[1.], [3.], [5.]]), torch.tensor([0, 0, 1])
+    for n in (torch.tensor([25, 25, 50]), torch.tensor([.25, .25, .5])): assert merge_clusters(c, n, g)[0].flatten().tolist() == [2, 5]
+    mb, z = MiniBatchKMeans(c, torch.ones(3)), torch.tensor([[1.], [float("nan")]])
+    with pytest.raises(ValueError, match="NaN"): mb.update(z)
+    assert torch.equal(mb.centroids, c)
+    net = PiCIENet(create_backbone("test_efficientnet", pretrained=False), 8)
+    with pytest.raises(ValueError, match="uint8"): pca_init_(net, torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
