@@ -24,6 +24,7 @@ from PIL import Image
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from picie_nb.all import *
+from picie_nb.evaluate.protocols import _FRESH
 
 HERE = Path(__file__).resolve().parent
 DRAWS = dict(camvid=8) # of K-means for a score, three elsewhere: on streets they differ most
@@ -121,7 +122,7 @@ def run(data, row, seed, epochs, size, test, look, backbone=LITE0, weights=None,
     draws = learn.cluster.fresh(DRAWS.get(data, 3))
     for name, kw in ds.items():
         dls = loaders(data, name.split("_")[0], seed, size)
-        res[name] = learn.score(dl=dls.valid, draws=draws, geometry=dls.geometry, **kw).to_dict()
+        res[name] = learn.score(dl=dls.valid, draws=draws, geometry=dls.geometry, centroids=_FRESH, **kw).to_dict()
     out.parent.mkdir(exist_ok=True)
     tmp = out.with_suffix(".tmp")
     tmp.write_text(json.dumps(res, indent=1)+"\n")

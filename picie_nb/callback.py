@@ -607,6 +607,9 @@ def before_fit(self:ClusterCallback):
            for o in self.learn.cbs):
         raise ValueError("mixed_precision='fp16' of accelerate does not scale the loss in fastai, and small "
                          "gradients would be lost: use 'bf16', or learn.to_fp16()")
+    from fastai.callback.mixup import MixHandler
+    if any(isinstance(o, MixHandler) for o in self.learn.cbs):
+        raise ValueError("MixUp and CutMix mix labels, and there are none: leave them out")
     self.busy = False # validation has the same event
     self.check()
 
@@ -657,7 +660,8 @@ def _plain(o):
 def _whole(name, n)->int:
     "`n` as a whole number; ValueError if it is none"
     n = _plain(n)
-    if not isinstance(n, Real) or n % 1 != 0: raise ValueError(f"{name}={n!r}: give a whole number")
+    if isinstance(n, bool) or not isinstance(n, Real) or n % 1 != 0:
+        raise ValueError(f"{name}={n!r}: give a whole number")
     return int(n)
 
 _most = sys.float_info.max

@@ -32,10 +32,11 @@ def _product(z, mu, bias=None):
     with _full_precision(z):
         if z.dim() == 2: return torch.addmm(bias, z, mu.T)
         res = torch.baddbmm(bias[:, None], mu.expand(z.shape[0], -1, -1), z.flatten(2))
-        return res.view(z.shape[0], -1, *z.shape[2:])
+        return res.view(z.shape[0], len(mu), *z.shape[2:])
 
 def _same_dtype(z, mu):
-    dtype = torch.promote_types(z.dtype, mu.dtype)
+    "At least 32 bits: squared lengths overflow 16"
+    dtype = torch.promote_types(torch.promote_types(z.dtype, mu.dtype), torch.float32)
     return z.to(dtype), mu.to(dtype)
 
 def _parts(z, mu):
@@ -117,15 +118,15 @@ def _d2(z, m):
 
 # %% ../nbs/06_clustering.ipynb #93f24225
 def _reseed_(mu, z, y, counts, generator=None):
-    "Move every empty centroid to a far point of the largest cluster"
-    left = counts.clone()
-    for e in (counts == 0).nonzero()[:, 0].tolist():
+    "Move every empty centroid to a far point of the largest cluster that has one"
+    left, empty = counts.clone(), (counts == 0).nonzero()[:, 0].tolist()
+    while empty and left.max() > 0: # there may be fewer different points than clusters
         big = left.argmax()
-        if not left[big]: break # more empty clusters than points to give them
         members = (y == big).nonzero()[:, 0]
         d = _d2(z[members], mu[big])
-        if d.max() > 0: mu[e] = z[members[_pick(d, generator)]][0]
-        left[big] //= 2
+        apart = d.max() > 1e-7*mu[big].pow(2).sum() # more than rounding
+        if apart: mu[empty.pop(0)] = z[members[_pick(d, generator)]][0]
+        left[big] = left[big]//2 if apart else 0
     return mu
 
 # %% ../nbs/06_clustering.ipynb #a6af1b06
@@ -176,6 +177,13 @@ def _objective(mu, counts, sums, squares, unit=False):
     else: J = (squares - 2*dot + (counts*mu.pow(2).sum(1)).sum())/n
     return J.clamp_min(0).item()
 
+def _exact(J, z, mu, y, squares):
+    "From the points, where clusters are so tight and far apart that sums lose digits"
+    if J*len(z) > 1e-4*squares: return J
+    rows, kw = _rows(z, len(mu)), dict(dtype=_sum_dtype(z))
+    ds = [(c-mu[i]).pow(2).sum(**kw) for c, i in zip(z.split(rows), y.split(rows))]
+    return (sum(ds)/len(z)).item()
+
 # %% ../nbs/06_clustering.ipynb #56003728
 @dataclass
 class KMeansResult:
@@ -199,6 +207,7 @@ def _lloyd(z, mu, n_iter, unit=False, reseed=True, generator=None):
         mu = torch.where(n > 0, sums/n.clamp_min(1), mu).to(z.dtype)
         if reseed and (counts == 0).any(): mu = _reseed_(mu, z, y, counts, generator)
         if unit: mu = F.normalize(mu, dim=1)
+    if not unit: history[-1] = _exact(history[-1], z, mu, y, squares)
     return KMeansResult(mu, counts, history[-1], history)
 
 # %% ../nbs/06_clustering.ipynb #30b6ddb3
@@ -271,7 +280,8 @@ def _faiss(z, mu, n_iter, unit=False, reseed=True, generator=None):
     mu = torch.from_numpy(km.centroids.copy()).to(z)
     y, sums = _pass(z, mu, unit)
     counts = y.bincount(minlength=k)
-    J = _objective(mu, counts, sums, _squares(z), unit)
+    J = _objective(mu, counts, sums, squares := _squares(z), unit)
+    if not unit: J = _exact(J, z, mu, y, squares)
     steps = [1 - o/len(z) if unit else o/len(z) for o in km.obj.tolist()]
     return KMeansResult(mu, counts, J, steps + [J])
 
@@ -300,9 +310,10 @@ def update(self:MiniBatchKMeans,
     if z.dim() != 2:
         raise ValueError(f"z must be (N,D), not {tuple(z.shape)}: "
                          "`sample_pixels` makes it from a map")
+    mu = self.centroids
+    z = z.to(mu.dtype)
     if not z.sum().isfinite():
         raise ValueError("z has NaN or infinite values, and would make centroids so")
-    mu = self.centroids
     best, y = scores(z, mu).max(1)
     n = y.bincount(minlength=len(mu))
     sums = _add_(torch.zeros_like(mu, dtype=_sum_dtype(mu)), y, z)

@@ -62,8 +62,9 @@ def forward(self:FPN,
 # %% ../nbs/05_fpn.ipynb #ea813434
 def _whole_cells(x): # so that the map covers the image and no more
     size = [-(-n//4)*4 for n in x.shape[-2:]]
-    if [*x.shape[-2:]]==size: return x
-    return F.interpolate(x.float(), size, mode='bilinear', align_corners=False)
+    if x.ndim!=4 or [*x.shape[-2:]]==size or not x.is_floating_point(): return x
+    y = F.interpolate(x.float(), size, mode='bilinear', align_corners=False)
+    return y.to(x.dtype)
 
 class PiCIENet(nn.Module):
     "Images to dense features: a backbone, then an `FPN`"
@@ -107,6 +108,7 @@ class StreamingCovariance:
         f:Tensor, # rows, (N,d)
     ):
         "Take another batch into account"
+        if not len(f): return
         m, n = f.mean(0), self.n+len(f)
         sq = ((f-m).T @ (f-m)).cpu().double()
         d = m.cpu().double() - self.mean
@@ -154,6 +156,9 @@ def _joint_stats(net, images, keep):
         joint = _stack([feats[i] for i in keep], [net.fpn.strides[i] for i in keep])
         stats.update(joint.transpose(0, 1).flatten(1).T.float())
     if not stats.n: raise ValueError("pca_init_ got no images")
+    if not stats.mean.isfinite().all():
+        raise ValueError("features have NaN or infinite values: "
+                         "look for broken images or weights")
     return stats
 
 # %% ../nbs/05_fpn.ipynb #2d09131c

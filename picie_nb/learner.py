@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import fields, replace, asdict
 from itertools import islice
 from numbers import Real
+from pathlib import Path
 from torch import Tensor
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner, SkipToEpoch
@@ -29,6 +30,7 @@ from .fpn import PiCIENet, pca_init_
 from .clustering import scores, upsampled_argmax
 from .regions import refined_scores
 from .evaluate.metrics import hungarian, hungarian_metrics
+from .evaluate.protocols import _FRESH
 from .evaluate.report import Scores, score_draws
 from .training.distributed import TeamTrainer, unwrap
 from .training.checkpoint import CheckpointCallback
@@ -362,11 +364,13 @@ def score(self:PiCIELearner,
                          "give picie_dls masks= and labels=")
     n_draws = _whole("n_draws", n_draws)
     if n_draws<1: raise ValueError(f"n_draws={n_draws}: give at least 1")
-    refine = self.config.refine if refine is None else refine
+    refine = self.config.refine if refine is None else _whole("refine", refine)
+    if not 0<=refine<=1000:
+        raise ValueError(f"refine={refine}: at least 0 and at most 1000")
     # batches from elsewhere come as they do, whatever this data says
     own = self.dls if dl is None or any(dl is o for o in self.dls.loaders) else None
     protocol = {"geometry": getattr(own, "geometry", "batches as they come"),
-                "centroids": "fresh K-means on training images", **protocol}
+                "centroids": _FRESH if draws is None else "given", **protocol}
     batches = map(self._checked, self.dls.valid if dl is None else dl)
     with _reuse(self.model):
         if draws is None: draws = self.cluster.fresh(n_draws)
@@ -377,6 +381,7 @@ def score(self:PiCIELearner,
 @patch
 def predict(self:PiCIELearner, item, *args, **kwargs)->tuple: # clusters (h,w), the same, scores (K,h,w)
     "Clusters of one photo, given as `dls` has them; `with_input` puts the input before these"
+    if isinstance(item, str): item = Path(item)
     *first, _, best, scores = super(PiCIELearner, self).predict(item, *args, **kwargs)
     return (*first, best, best, scores) # fastai would decode the clusters as an image
 

@@ -34,7 +34,11 @@ def cluster_loss(
 )->Tensor: # mean over pixels, scalar
     "Cross-entropy of each pixel's similarities to fixed centroids, for its own cluster"
     _check(z, y, mu, tau)
-    return F.cross_entropy(scores(z, mu.detach(), metric)/tau, y, weight=weight)
+    s = scores(z, mu.detach(), metric)/tau
+    try: return F.cross_entropy(s, y.long(), None if weight is None else weight.to(s))
+    except IndexError as e:
+        raise ValueError(f"{e}: labels go from 0 to {len(mu)-1}, "
+                         "and -100 is not counted") from None
 
 # %% ../nbs/08_losses.ipynb #3bbf1d0e
 def loss_limits(

@@ -78,7 +78,8 @@ def with_prior(
     prior:float=.05, # how much it counts that a cluster is frequent
 )->Tensor: # (K,D+1), for the dot product of `scores`
     "Centroids with the logarithm of their share of the points as a bias"
-    share = counts.clamp_min(1)/counts.sum()
+    if not counts.sum()>0: raise ValueError("all clusters are empty: count their pixels first")
+    share = counts.clamp_min(min(1, counts[counts>0].min().item()))/counts.sum() # they may be shares
     return torch.cat([centroids, prior*share.log().to(centroids)[:, None]], 1)
 
 # %% ../nbs/07_regions.ipynb #dac1b0ce

@@ -361,8 +361,10 @@ def named(self:Segmenter,
     names:dict, # {cluster: name}, clusters by number or by their present name
 )->Segmenter:
     "The same segmenter with other names"
-    new = list(self.labels.names)
-    for c, name in names.items(): new[self._number(c)] = str(name)
+    new, numbers = list(self.labels.names), [self._number(c) for c in names]
+    if len(set(numbers)) < len(names):
+        raise ValueError(f"two names for one cluster: {names}")
+    for c, name in zip(numbers, names.values()): new[c] = str(name)
     return self._with(names=new)
 
 @patch
@@ -415,7 +417,11 @@ def _number(self:Segmenter, cluster)->int:
     names = list(self.labels.names)
     if isinstance(cluster, str): cluster = cluster.strip()
     if cluster in names: return names.index(cluster)
-    if str(cluster).isdecimal() and int(cluster) < len(names): return int(cluster)
+    if str(cluster).isdecimal() and int(cluster) < len(names):
+        c, called = int(cluster), f"cluster {int(cluster)}" # which may be another, after merging
+        if called in names and names[c] != called:
+            raise ValueError(f"{c} may be {called!r} or number {c}, {names[c]!r}: give the name")
+        return c
     raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
                      f"called {', '.join(names)}")
 

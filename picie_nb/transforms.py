@@ -104,7 +104,7 @@ def gaussian_blur(
 )->Tensor: # (B,C,H,W)
     "Blur each image with a Gaussian of its own width"
     B, C, H, W = x.shape
-    r = min(radius or math.ceil(3*float(sigma.max())), H-1, W-1)
+    r = min(math.ceil(3*float(sigma.max())) if radius is None else radius, H-1, W-1)
     w = _gaussian_weights(sigma.float(), r).to(x.dtype).repeat_interleave(C, 0)
     z = F.pad(x, (r, r, r, r), mode='reflect').reshape(1, B*C, H+2*r, W+2*r)
     z = F.conv2d(z, w[:, None, None, :], groups=B*C)

@@ -1,6 +1,7 @@
 "What goes on with a plausible wrong answer in a learner: scores without masks, yesterday's teacher, a lost size, layers that thaw"
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.data.block import DataBlock
 from fastai.data.transforms import RandomSplitter
@@ -641,3 +642,21 @@ def test_predict_gives_clusters():
         first, best, s = l.predict(item)
         assert torch.equal(first, best) and torch.equal(first, s.argmax(0)) and len(l.predict(item, with_input=True)) == 4
         assert len(l.get_preds(dl=[(x,)])[0]) == len(x)
+
+
+def test_scores_say_whose_centroids(make):
+    l = make()
+    own = l.cluster.fresh(1)
+    assert (l.score(1)[0].protocol["centroids"], l.score(draws=own)[0].protocol["centroids"]) == ("fresh K-means on training images", "given")
+    for bad in (True, 1.5, -1, 1001):
+        with pytest.raises(ValueError, match=f"refine={bad}"): l.score(1, refine=bad)
+
+
+def test_mixed_images(make):
+    with pytest.raises(ValueError, match="MixUp and CutMix mix labels"): make().fit(1, cbs=MixUp())
+
+
+def test_predict_takes_a_path_as_text(folder, tmp_path):
+    l = quiet(picie_learner(folder, "test_efficientnet", 4, pretrained=False), tmp_path)
+    f = folder.valid_ds.items[0]
+    with l.no_bar(): assert torch.equal(l.predict(str(f))[0], l.predict(f)[0])

@@ -13,8 +13,10 @@ from picie_nb.evaluate.probes import knn_probe, linear_probe
 from picie_nb.evaluate.protocols import Protocol, ScoreTable, protocol
 from picie_nb.evaluate.report import Scores, compare, evaluate, evaluate_folders, nmi
 from picie_nb.backbone import create_backbone
-from picie_nb.fpn import PiCIENet, pca_init_
-from picie_nb.regions import merge_clusters
+from picie_nb.fpn import PiCIENet, StreamingCovariance, pca_init_
+from picie_nb.losses import cluster_loss
+from picie_nb.regions import merge_clusters, with_prior
+from picie_nb.transforms import gaussian_blur
 from picie_nb.learner import picie_learner
 
 pytestmark = pytest.mark.filterwarnings("ignore:only class", "ignore:.*of the pixels are ignored")
@@ -361,3 +363,66 @@ def test_shares_and_broken_numbers():
     assert torch.equal(mb.centroids, c)
     net = PiCIENet(create_backbone("test_efficientnet", pretrained=False), 8)
     with pytest.raises(ValueError, match="uint8"): pca_init_(net, torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+
+
+def test_empty_clusters_move_where_points_differ():
+    "A large cluster of one repeated point has no second place to give: the next one has"
+    z = torch.cat([torch.zeros(1000, 2), torch.tensor([[10., 0]]).expand(5, 2), torch.tensor([[12., 0]]).expand(5, 2)])
+    r = kmeans(z, 3, init=torch.tensor([[0., 0], [0, 0], [11, 0]]))
+    assert sorted(r.counts.tolist()) == [5, 5, 1000] and r.objective == 0
+    assert kmeans(torch.ones(9, 2), 3, generator=torch.Generator().manual_seed(0)).counts.sum() == 9 # ends, with one place for three
+
+
+def test_the_best_start_where_digits_run_out():
+    "Marks of missing values, such as -9999, are far from all else, and sums lose what tells starts apart"
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(4).repeat_interleave(500)
+    z = torch.tensor([[-9999.]*4, [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]])[y]+.05*torch.randn(2000, 4, generator=g)
+    r = kmeans(z, 4, n_init=8, generator=g)
+    exact = (z.double()-r.centroids.double()[assign(z, r.centroids)]).pow(2).sum(1).mean()
+    assert r.counts.tolist().count(500) == 4 and r.objective == pytest.approx(exact.item(), rel=1e-2) and r.history[-1] == r.objective
+
+
+def test_half_precision_and_empty_batches():
+    "Squared lengths overflow 16 bits; a batch of no images is nothing, but no error"
+    z = torch.tensor([[300., 0], [0, 300.], [299, 1]])
+    mu = torch.tensor([[300., 0], [0, 300]])
+    assert assign(z.half(), mu.half()).tolist() == [0, 1, 0] and scores(z.half(), mu.half()).isfinite().all()
+    mb = MiniBatchKMeans(mu, torch.ones(2))
+    mb.update(z.half().repeat(200, 1))
+    assert mb.centroids.isfinite().all()
+    assert assign(torch.zeros(0, 2, 4, 5), mu).shape == (0, 4, 5) and scores(torch.zeros(0, 2, 4, 5), mu).shape == (0, 2, 4, 5)
+    c = StreamingCovariance()
+    c.update(torch.zeros(0, 2)); c.update(z); c.update(z[:0])
+    assert c.n == 3 and torch.allclose(c.mean.float(), z.mean(0))
+
+
+def test_images_that_a_network_cannot_take():
+    "Whole numbers are refused at every size; NaN is named; half precision works where sides are no multiples of 4"
+    net = PiCIENet(create_backbone("test_efficientnet", pretrained=False), 8).eval()
+    for n in (32, 33):
+        with pytest.raises(ValueError, match="uint8"): net(torch.zeros(1, 3, n, n, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="B,3,H,W"): net(torch.rand(3, 33, 33))
+    with pytest.raises(ValueError, match="no images"): pca_init_(net, torch.zeros(0, 3, 32, 32))
+    x = torch.rand(4, 3, 32, 32); x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"): pca_init_(net, x)
+    with torch.no_grad(): assert net.bfloat16()(torch.rand(1, 3, 33, 33).bfloat16()).dtype == torch.bfloat16
+
+
+def test_priors_of_shares():
+    mu, n = torch.eye(3), torch.tensor([5, 1, 0]) # an empty cluster counts as one point
+    assert torch.allclose(with_prior(mu, n), with_prior(mu, n/n.sum())) and with_prior(mu, n).isfinite().all()
+    with pytest.raises(ValueError, match="all clusters are empty"): with_prior(mu, n*0)
+
+
+@pytest.mark.parametrize("bad", [255, -1])
+def test_labels_that_are_no_clusters(bad):
+    z, mu, y = torch.rand(4, 3), torch.eye(3), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match=f"{bad}.*labels go from 0 to 2, and -100 is not counted"): cluster_loss(z, torch.tensor([0, 1, 2, bad]), mu)
+    assert torch.equal(cluster_loss(z, y.int(), mu), cluster_loss(z, y, mu))
+    assert cluster_loss(z.double(), y, mu, weight=torch.ones(3)).dtype == torch.float64
+
+
+def test_blur_of_no_width():
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(gaussian_blur(x, torch.tensor([1., 2]), 0), x)

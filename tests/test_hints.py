@@ -227,3 +227,18 @@ def test_biases_travel(segmenter, tmp_path):
     pytest.importorskip("onnxruntime")
     exported = OnnxSegmenter(segmenter.to_onnx(tmp_path/"m.onnx"))
     assert (exported(PHOTO).clusters == segmenter(PHOTO).clusters).mean() > .999
+
+def test_numbers_after_merging(segmenter):
+    "Clusters keep their names, so that a number may mean two of them: it is refused, a name never is"
+    seg = segmenter.merged({"road": [1, 2]})
+    assert seg.labels.names == ["cluster 0", "road", "cluster 3", "cluster 4"]
+    for change in (lambda: seg.named({3: "sky"}), lambda: seg.merged({"sky": ["3"]})):
+        with pytest.raises(ValueError, match="3 may be 'cluster 3' or number 3, 'cluster 4': give the name"): change()
+    assert seg.named({"cluster 3": "sky", 1: "street"}).labels.names == ["cluster 0", "street", "sky", "cluster 4"]
+    with pytest.raises(ValueError, match="two names for one cluster"): segmenter.named({3: "a", "cluster 3": "b"})
+    from picie_nb.use.widgets import with_names
+    assert with_names(seg, ["", "", "", "sky"]).labels.names == ["cluster 0", "road", "cluster 3", "sky"]
+
+@pytest.mark.parametrize("yes", ["False", "no", None])
+def test_yes_that_is_no_answer(segmenter, yes):
+    with pytest.raises(ValueError, match="give True or False"): segmenter.hinted([(PHOTO, .5, .5, "road", yes)])

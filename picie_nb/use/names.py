@@ -109,6 +109,8 @@ def _as_hint(o)->Hint:
         raise ValueError(f"x={h.x}, y={h.y}: give places as fractions of width and height, from 0 to 1")
     if not isinstance(h.name, str) or not h.name.strip():
         raise ValueError(f"name={h.name!r}: give the class of the place a name")
+    if h.yes not in (0, 1): # such as "False", which is true
+        raise ValueError(f"yes={h.yes!r}: give True or False")
     return replace(h, x=float(h.x), y=float(h.y), name=h.name.strip(), yes=bool(h.yes))
 
 def _image_name(source, im)->str:
@@ -337,7 +339,8 @@ def apply(self:NameSuggestions,
     for k in some:
         if self.words[k] and self.words[k][0][1] >= least:
             names[k] = self.words[k][0][0]
-    for k, name in enumerate(names): classes.setdefault(name, []).append(k)
+    for old, new in zip(seg.labels.names, names):
+        classes.setdefault(new, []).append(old)
     return seg.merged(classes)
 
 # %% ../../nbs/use/names.ipynb #bfc45191

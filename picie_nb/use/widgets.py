@@ -330,8 +330,8 @@ def with_names(
         raise ValueError(f"{len(names)} names for {len(old)} clusters: "
                          "give each cluster one")
     classes = {}
-    for i, (name, present) in enumerate(zip(names, old)):
-        classes.setdefault(str(name).strip() or present, []).append(i)
+    for name, present in zip(names, old):
+        classes.setdefault(str(name).strip() or present, []).append(present)
     return segmenter.merged(classes)
 
 # %% ../../nbs/use/widgets.ipynb #977498c3
