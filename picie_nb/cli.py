@@ -59,7 +59,8 @@ def command(f):
             if not shell: raise
             print(f"{name}: {str(e) or 'stopped'}", file=sys.stderr)
             return 130
-        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError,
+                MemoryError) as e:
             if not shell or os.environ.get("PICIE_TRACEBACK"): raise
             raise CliError(f"{name}: {_one_line(e)}") from None
         finally: _output.reset(before)
@@ -630,7 +631,10 @@ def _shard(shard, out, model, json, **settings):
     "The part of the photos that this process segments; None: all of them, in one go"
     from picie_nb.use.stream import Shard, _records
     n = int(os.environ.get("WORLD_SIZE", 1))
-    if shard is None and n > 1: shard = f"{int(os.environ['RANK'])+1}/{n}" # torchrun
+    if shard is None and n > 1: # torchrun
+        if "RANK" not in os.environ:
+            raise ValueError(f"WORLD_SIZE={n} without RANK: use torchrun, or --shard I/N")
+        shard = f"{int(os.environ['RANK'])+1}/{n}"
     parts = _records(out)
     if parts and not shard:
         raise ValueError(f"--out {out} holds parts of a larger work: go on with --shard, "
@@ -690,6 +694,9 @@ def _segment_maps(model, paths, out, scale, bands, polygons, quiet, json, format
         shapes = path.with_suffix(f".{format or 'geojson'}")
         _spare(tif)
         if polygons is not None and not tif.exists(): _spare(shapes) # else they are this map's
+        for o in map(path.with_suffix, (".geojson", ".gpkg") if tif.exists() else ()):
+            if o.exists() and (polygons is None or o != shapes):
+                raise ValueError(f"{o} has outlines of an earlier map: remove it, or give another --out")
         segment_raster(seg, scene, tif, progress=_bar(quiet))
         return [tif] if polygons is None else [tif, raster_polygons(tif, shapes, polygons)]
     return _each_file(one, files, Path(out), json)
@@ -728,7 +735,8 @@ def _join(out, jobs, model, json)->int:
     r = join_shards(out, jobs, model)
     done, failed, missing = (r[k] for k in ("done", "failed", "missing"))
     seg = _onnx_of(model) if Path(model).suffix == ".onnx" else Segmenter.load(model)
-    pixels = sum((np.array(o["pixels"]) for o in done.values()), np.zeros(len(seg.labels), np.int64))
+    pixels = [np.array(o["pixels"]) for o in done.values() if "pixels" in o]
+    pixels = sum(pixels, np.zeros(len(seg.labels), np.int64))
     legend = _legend(seg, _digest(model), pixels)
     _write_json(out/"legend.json", legend)
     _write_json(out/"manifest.json", {**_manifest(out), **{k: o["photo"] for k, o in done.items()}})
@@ -907,6 +915,7 @@ def picie_demo(
     quiet:bool=False, # say nothing but complaints?
 ):
     "Train on a toy world: a table, a picture, a segmenter and a report"
+    _at_least_one(epochs=epochs, images=images, size=size)
     out, start = Path(out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     _seed(seed)

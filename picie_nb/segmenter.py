@@ -411,10 +411,9 @@ def _told(self:Segmenter, new:Segmenter)->list:
     return [o for h in self.hints if (o := told(h))]
 
 # %% ../nbs/12_segmenter.ipynb #a61d3f08
-@patch
-def _number(self:Segmenter, cluster)->int:
+def _number_of(names, cluster)->int:
     "Number of a cluster that is given by number or by name"
-    names = list(self.labels.names)
+    names = list(names)
     if isinstance(cluster, str): cluster = cluster.strip()
     if cluster in names: return names.index(cluster)
     if str(cluster).isdecimal() and int(cluster) < len(names):
@@ -424,6 +423,9 @@ def _number(self:Segmenter, cluster)->int:
         return c
     raise ValueError(f"No cluster {cluster!r}: this model has clusters 0 to {len(names)-1}, "
                      f"called {', '.join(names)}")
+
+@patch
+def _number(self:Segmenter, cluster)->int: return _number_of(self.labels.names, cluster)
 
 # %% ../nbs/12_segmenter.ipynb #4e0220c2
 @patch

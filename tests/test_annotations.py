@@ -15,7 +15,7 @@ from picie_nb.data.folders import match_masks, _drawing, _open_mask
 from picie_nb.data.labels import LabelSet, label_set
 from picie_nb.evaluate.report import evaluate_folders
 from picie_nb.segmenter import Segmentation
-from picie_nb.use.annotations import (Annotations, export_annotations, names_from_masks, read_annotations, _FORMATS, _brush, _joined,
+from picie_nb.use.annotations import (Annotations, export_annotations, names_from_masks, read_annotations, _FORMATS, _brush, _filled, _joined,
                                       _masks, _outlines, _pieces, _ring, _unbrush)
 
 NAMES = ["sky", "grass, dry", "Straße 道路", "a \"quoted\" <name> & more"]
@@ -533,7 +533,7 @@ def test_command(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kw, says", [(dict(format="voc"), "known: coco"), (dict(format="yolo", masks=True), "polygons only"), (dict(masks=True, tolerance=1), "exact"), (dict(tolerance=-1), "0 or more"),
-                                      (dict(leave_out="sea"), "no cluster 'sea'"), (dict(leave_out="²"), "no cluster '²'"), (dict(leave_out=NAMES), "all clusters"), (dict(root="/elsewhere"), "does not lie in"), (dict(format="png", tolerance=1), "exact")])
+                                      (dict(leave_out="sea"), "No cluster 'sea'"), (dict(leave_out="²"), "No cluster '²'"), (dict(leave_out=NAMES), "all clusters"), (dict(root="/elsewhere"), "does not lie in"), (dict(format="png", tolerance=1), "exact")])
 def test_mistakes(kw, says, photos, tmp_path):
     with pytest.raises(ValueError, match=says): export_annotations([seg(DONUT, photos["a"])], tmp_path/"out", **kw)
     assert not [p for p in tmp_path.rglob("out*") if p.is_file()]
@@ -770,3 +770,77 @@ def test_two_photos_of_one_stem(tmp_path):
 def test_cvat_mask_has_one_background(tmp_path):
     with pytest.raises(ValueError, match="calls background what has no class"):
         export_annotations([seg(DONUT, names=["background", "b", "c", "d"])], tmp_path/"out", "cvat-mask")
+
+
+# ---- what would be read wrongly, in silence
+
+def test_classes_go_by_name(tmp_path):
+    "Labels in another order, or with more classes: PNGs, too, say what their numbers mean"
+    y = blobs(12, 15)
+    to = export_annotations([seg(y, "a.png", ["sky", "road", "tree", "sea"])], tmp_path/"out", "png")
+    for names in (["road", "sea", "tree", "sky"], ["water", "sky", "road", "tree", "sea"]):
+        assert np.array_equal(np.array(names)[read_annotations(to, labels=names)[0]], np.array(["sky", "road", "tree", "sea"])[y])
+    with pytest.raises(ValueError, match="has the class 'sea', which labels do not"): read_annotations(to, labels=["sky", "road", "tree"])[0]
+
+@pytest.mark.parametrize("names, says", [("{1: road, 0: sky}", "road"), ("[sky, road]", "road"), ("{1: sky, 2: road}", "sky"), ("{0: sky, 2: road}", None)])
+def test_numbers_of_yolo(tmp_path, names, says):
+    "Class 1 is what the file calls 1, in whatever order"
+    (tmp_path/"labels").mkdir()
+    (tmp_path/"data.yaml").write_text(f"names: {names}")
+    (tmp_path/"README.dataset.txt").write_text("Provided by somebody")
+    (tmp_path/"labels"/"a.txt").write_text("1 0 0 1 0 1 1 0 1")
+    Image.new("RGB", (8, 6)).save(tmp_path/"a.png")
+    read = lambda: read_annotations(tmp_path, "yolo", images=tmp_path)
+    if says is None:
+        with pytest.raises(ValueError, match="cannot be read"): read()
+    else: assert {read().labels.names[c] for c in np.unique(read()[0])} == {says}
+
+def test_corners_far_outside(tmp_path):
+    "An outline is cut at the image's surroundings; its edges stay straight"
+    for ring in ([(0, 0), (100, 50), (0, 50)], [(0, 0), (40, 20), (0, 20)], [(0, 0), (19, 9.5), (0, 19)], [(-1e6, -5e5), (1e6, 5e5), (-1e6, 5e5)]):
+        where, m = _filled([ring], 10, 10)
+        got = np.zeros((10, 10), bool); got[where] = m
+        i, j = np.mgrid[:10, :10]+.5
+        off = i-j/2 # all four lie below this edge
+        assert got[off > 1].all() and not got[off < -1].any()
+
+def test_two_annotations_have_not_one_photo(photos, tmp_path):
+    "Of one name in two folders: the mask of another folder's photo is not laid on this one"
+    to = export_annotations([seg(blobs(30, 41), photos["a"]), seg(blobs(31, 41), photos["b"])], tmp_path/"c.json", root=tmp_path/"photos")
+    assert read_annotations(to, images=tmp_path/"photos").files == [photos["a"], photos["b"]]
+    assert read_annotations(to, images=tmp_path/"photos"/"b").files == [None, photos["b"]]
+
+def test_numbers_to_leave_out(tmp_path):
+    "After merging, a number may mean two clusters"
+    s = seg(np.zeros((4, 4)), "a.png", ["road", "cluster 2", "cluster 3"])
+    with pytest.raises(ValueError, match="leave_out: 2 may be 'cluster 2' or number 2, 'cluster 3': give the name"): export_annotations([s], tmp_path/"c.json", leave_out=2)
+
+def test_stopped_while_it_replaces(tmp_path, monkeypatch):
+    "New maps are never read by the old table"
+    names = ["sky", "road"]
+    export = lambda names: export_annotations([seg(np.zeros((4, 4)), f"{o}.png", names) for o in "abc"], tmp_path/"out", "png")
+    export(names)
+    move, left = os.replace, [4]
+    def some(*a):
+        left[0] -= 1
+        if left[0] < 0: raise KeyboardInterrupt
+        return move(*a)
+    monkeypatch.setattr(os, "replace", some)
+    with pytest.raises(KeyboardInterrupt): export(names[::-1])
+    monkeypatch.undo()
+    with pytest.raises(ValueError): read_annotations(tmp_path/"out", "png")
+    assert (tmp_path/"out"/"a.png").exists()
+
+def test_colours_and_fields_of_other_tools(tmp_path):
+    "Names of colours; an id beside the photo; an annotation of no image"
+    task = dict(data=dict(id="abc", photo="/data/upload/1/a.png"), annotations=[dict(result=[dict(type="polygonlabels", original_width=8, original_height=6, value=dict(points=[[0, 0], [100, 0], [100, 100]], polygonlabels=["sky"]))])])
+    (tmp_path/"tasks.json").write_text(json.dumps([task]))
+    (tmp_path/"config.xml").write_text('<View><PolygonLabels name="l" toName="i"><Label value="sky" background="green"/></PolygonLabels></View>')
+    a = read_annotations(tmp_path, "labelstudio")
+    assert a.names == ["a.png"] and a.labels.palette.tolist() == [[0, 128, 0]]
+    d = dict(images=[dict(id=1, file_name="a.png", width=8, height=6)], categories=[dict(id=1, name="sky", color="a shade of red")], annotations=[dict(image_id=1, category_id=1, segmentation=[[0, 0, 8, 0, 8, 6]])])
+    (f := tmp_path/"c.json").write_text(json.dumps(d))
+    assert read_annotations(f).labels.names == ["sky"]
+    d["annotations"][0]["image_id"] = 2
+    f.write_text(json.dumps(d))
+    with pytest.raises(ValueError, match="annotates image 2, which is not among its images"): read_annotations(f)

@@ -510,3 +510,84 @@ def test_shell_says_what_labels_can_be(world):
     assert res.returncode == 1 and "names, separated by commas, or a file" in res.stderr and "Traceback" not in res.stderr
     res = subprocess.run([exe, world/"pred", world/"red", "--labels", "background,object"], capture_output=True, text=True)
     assert res.returncode == 1 and "give every class its colour" in res.stderr and len(res.stderr.strip().splitlines()) == 1
+
+
+# ---- masks among images, and images of the same name
+
+def beside(tmp_path, n=6):
+    "Images with their masks beside them, in two folders"
+    for d in ("train", "val"):
+        for i in range(n):
+            save(tmp_path/d/f"{i}.jpg", np.full((32, 32, 3), 40*i, np.uint8))
+            save(tmp_path/d/f"{i}_mask.png", u8(np.full((32, 32), i%2)))
+    return lambda f: Path(f).with_name(f"{Path(f).stem}_mask.png")
+
+
+@pytest.mark.parametrize("valid", ["folder", "list", "share"])
+def test_masks_beside_images_are_not_trained_on(tmp_path, valid):
+    of = beside(tmp_path)
+    v = dict(folder=tmp_path/"val", list=[tmp_path/"val"/f"{i}.jpg" for i in range(6)], share=.2)[valid]
+    dls = picie_dls(tmp_path if valid != "folder" else tmp_path/"train", size=32, bs=2, valid=v, masks=of, labels=PAIR)
+    assert not [f for f in [*dls.train_ds.items, *dls.valid_ds.items] if "mask" in f.name]
+    only = {tmp_path/"val"/f"{i}.jpg" for i in range(6)}
+    dls = picie_dls(tmp_path/"train", size=32, bs=2, valid=list(only), masks=lambda f: of(f) if f in only else 1/0, labels=PAIR) # it knows no others
+    assert len(dls.valid_ds) == 6
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels", "annotations", "gt"])
+def test_masks_beside_the_images_folder(tmp_path, masks):
+    for i in range(5):
+        save(tmp_path/"images"/f"{i}.png", np.full((32, 32, 3), 40*i, np.uint8))
+        save(tmp_path/masks/f"{i}.png", u8(np.full((32, 32), i%2)))
+    ds = open_dataset(tmp_path, labels=PAIR)
+    assert len(ds.train)+len(ds.valid) == 5 and ds.mask_of(ds.valid[0]).parent.name == masks
+
+
+def test_the_mask_of_a_training_image(tmp_path):
+    "By its path it belongs to images/0.png, so images/val/0.png has none"
+    for o in ("0.png", "1.png", "val/0.png"): save(tmp_path/"images"/o, np.zeros((32, 32, 3), np.uint8))
+    for i in range(2): save(tmp_path/"masks"/f"{i}.png", u8(np.zeros((32, 32))))
+    with pytest.raises(FileNotFoundError, match="1 of 1 images have no mask"): picie_dls(tmp_path/"images", size=32, bs=1, valid=tmp_path/"images"/"val", masks=tmp_path/"masks", labels=PAIR)
+    from picie_nb.data.catalog import folders
+    with pytest.raises(ValueError, match="lies outside of"): folders(tmp_path/"images"/"val", tmp_path/"masks", PAIR, valid=[tmp_path/"images"/"1.png"])
+
+
+@pytest.mark.parametrize("text", ["name,label\nroad,2\nsky,0\ntree,1", "label,name\n2,road\n0,sky", "class,name\n1,road\n0,sky", '[{"label": 2, "name": "road"}, {"label": 0, "name": "sky"}]'])
+def test_numbers_under_the_name_of_a_name(tmp_path, text):
+    (f := tmp_path/"c.txt").write_text(text)
+    with pytest.raises(ValueError, match="are the numbers under '(label|class)' the values"): label_set(f)
+
+
+def test_a_black_class_in_a_group():
+    "It stays a class, however the mask is stored"
+    fine = LabelSet(["background", "car", "tree", "sky"], palette=[(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)])
+    coarse = fine.coarsen({"stuff": ["sky", "background"], "car": ["car"], "tree": ["tree"]})
+    y = np.array([[0, 1, 0, 2]], np.uint8)
+    coloured = Image.fromarray(fine.colorize(y))
+    assert coarse.map(y).tolist() == coarse.map(coarse._values(coloured)).tolist() == [[0, 1, 0, 2]]
+
+
+def test_a_data_set_in_the_layout_of_another(tmp_path):
+    "A score says the name of its folder, unless that is CamVid's"
+    for root, name in (("mydrives", "mydrives"), ("CamVid-360", "CamVid")):
+        for s in ("train", "val"):
+            save(tmp_path/root/"images"/s/"0.png", np.zeros((32, 32, 3), np.uint8)); save(tmp_path/root/"labels"/s/"0.png", u8(np.zeros((32, 32))))
+        about = open_dataset(tmp_path/root).about()
+        assert (about["dataset"], about["labels"]) == (name, "camvid11")
+    assert open_dataset(tmp_path/"mydrives", labels="cityscapes19").about()["dataset"] == "mydrives"
+
+
+def test_predictions_of_other_folders(tmp_path):
+    "Scenes of one name in two cities are no pair"
+    for d in ("pred/cityB", "true/cityA"): save(tmp_path/d/"0.png", u8(HALF))
+    with pytest.raises(ValueError, match="lie in different folders"): evaluate_folders(tmp_path/"pred", tmp_path/"true", labels=PAIR)
+    save(tmp_path/"one"/"0.png", u8(HALF))
+    assert len(evaluate_folders(tmp_path/"one", tmp_path/"true", labels=PAIR)) == 1
+
+
+def test_a_card_with_other_rules():
+    from picie_nb.evaluate.protocols import PROTOCOLS
+    card = PROTOCOLS["picie-coco27-320"]
+    mat = torch.eye(27).long()
+    assert card.score(mat).protocol["name"] == card.name == card.score(mat, geometry=card.geometry).protocol["name"]
+    assert card.score(mat, refinement="CRF", centroids="mine").protocol["name"] == f"{card.name}, but refinement, centroids"

@@ -295,3 +295,28 @@ def test_undo_of_a_training(world, photos, tmp_path):
     p.change(a), p.change(b), p.undo()
     kept = [Segmenter.load(f).centroids for f in (tmp_path/"out").glob("*.safetensors")]
     assert any(torch.equal(o, b.centroids) for o in kept) and torch.equal(Segmenter.load(p.path).centroids, a.centroids)
+
+
+def test_gallery_of_merged_clusters(world, photos, tmp_path):
+    "Its page takes clusters by their names: numbers and names differ"
+    from picie_nb.cli import picie_gallery
+    Segmenter.load(world/"a.safetensors").merged({"road": [0, 1]}).save(tmp_path/"m.safetensors")
+    assert picie_gallery(str(tmp_path/"m.safetensors"), str(photos), out=str(tmp_path/"g.html"), json=str(tmp_path/"g.json"), patches=1, quiet=True) == 0
+    clusters = json.loads((tmp_path/"g.json").read_text())["clusters"]
+    assert [o["name"] for o in clusters] == ["road", "cluster 2", "cluster 3"]
+    assert all(o["name"] not in o["neighbours"] for o in clusters)
+    assert "<p>class 1, " in (tmp_path/"g.html").read_text()
+
+
+def test_outlines_of_an_earlier_map(world, tmp_path, capsys):
+    "They do not stay beside the map of another model"
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(tmp_path/"x.tif", "w", driver="GTiff", width=64, height=48, count=3, dtype="uint8", crs="EPSG:32633", transform=rasterio.transform.from_origin(5e5, 5e6, 1, 1)) as ds:
+        ds.write(np.random.default_rng(0).integers(0, 255, (3, 48, 64), np.uint8))
+    out = tmp_path/"out"
+    geo = lambda m, **kw: picie_segment(str(world/m), str(tmp_path/"x.tif"), geo=True, out=str(out), quiet=True, **kw)
+    assert geo("a.safetensors", polygons=10**6) == 0 and (out/"x.geojson").exists() # more than it has: one cluster
+    assert geo("b.safetensors") == 1 and "x.geojson has outlines of an earlier map: remove it" in capsys.readouterr().err
+    assert geo("b.safetensors", polygons=4) == 0
+    (out/"x.geojson").unlink()
+    assert geo("a.safetensors") == 0 and not (out/"x.geojson").exists()

@@ -426,3 +426,15 @@ def test_labels_that_are_no_clusters(bad):
 def test_blur_of_no_width():
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(gaussian_blur(x, torch.tensor([1., 2]), 0), x)
+
+
+@pytest.mark.parametrize("probe, kw", [(knn_probe, dict(tau=0)), (knn_probe, dict(k=2.5)), (knn_probe, dict(n_pixels=0)), (linear_probe, dict(steps=0)), (linear_probe, dict(lr=0)), (linear_probe, dict(bs=0)), (linear_probe, dict(n_pixels=0))])
+def test_probes_without_sense(probe, kw):
+    (k, v), = kw.items()
+    with pytest.raises(ValueError, match=f"{k}={v}: give a .*number above 0"): probe(torch.nn.Identity(), [], [], 2, **kw)
+
+
+def test_stability_of_one_draw():
+    from picie_nb.use.tree import stability
+    for kw in (dict(n_draws=1), dict(per_image=7)):
+        with pytest.raises(ValueError, match="at least 2 draws, and 400 rows must be whole images"): stability(torch.rand(400, 3), [2], n_leaves=5, **kw)

@@ -299,3 +299,53 @@ def test_clusters_of_void_pixels_are_not_counted():
     share = PositionShare(None, 3).update(p, t)
     assert share.table.shape[2] == 3
     assert evaluate([p[0]], [t[0]], n_classes=3).score().acc == 1
+
+
+class Cut(Callback):
+    order = 95 # after the checkpoint
+    def __init__(self, epoch): self.at = epoch
+    def after_epoch(self):
+        if self.epoch+1 == self.at: raise KeyboardInterrupt
+
+
+def test_other_rates_do_not_go_on(make, tmp_path):
+    "Nor another schedule; the callback on its own knows no lr"
+    start = lambda f, *a, **kw: getattr(make(), f)(*a, cbs=[CheckpointCallback(tmp_path/"c", **kw), Cut(1)])
+    with pytest.raises(KeyboardInterrupt): start("fit", 3, 1e-3)
+    for f, *a in (("fit", 3, 1e-1), ("fit_one_cycle", 3, 1e-3)):
+        with pytest.raises(ValueError, match="rates="): start(f, *a, resume=True)
+    with pytest.raises(KeyboardInterrupt): make().fit(3, 1e-3, cbs=[CheckpointCallback(tmp_path/"c", resume=True), Cut(2)])
+
+
+def test_other_photos_of_the_same_names_do_not_go_on(make, tmp_path):
+    for i in range(2): ToyScenes(12, size=48, seed=i).save(tmp_path/str(i))
+    dls = [picie_dls(tmp_path/str(i)/"images", size=32, bs=4, valid=.25) for i in range(2)]
+    with pytest.raises(KeyboardInterrupt): make(dls=dls[0]).fit(3, checkpoint=tmp_path/"c", cbs=Cut(1))
+    with pytest.raises(ValueError, match="images=.*, not "): make(dls=dls[1]).fit(3, checkpoint=tmp_path/"c", resume=True)
+
+
+def test_the_best_so_far_stays_the_best(make, tmp_path):
+    "Of a callback of fastai's, over a training that was cut off"
+    quality = iter([.9, .5, .4])
+    from fastai.metrics import ValueMetric
+    def go(**kw):
+        l = make(metrics=[ValueMetric(lambda: next(quality), "quality")])
+        saver = SaveModelCallback("quality")
+        try: l.fit(3, checkpoint=tmp_path/"c", cbs=[saver, *kw.pop("cbs", [])], **kw)
+        except KeyboardInterrupt: pass
+        return saver
+    go(cbs=[Cut(2)])
+    assert go(resume=True).best == .9
+
+
+def test_the_new_checkpoint_is_kept(make, tmp_path):
+    "Where a damaged one of the same epoch lies beside it, with only one to keep"
+    from picie_nb.training.checkpoint import _found, _read
+    with pytest.raises(KeyboardInterrupt): make().fit(3, cbs=[CheckpointCallback(tmp_path/"c"), Cut(2)])
+    new, _ = _found(tmp_path/"c")
+    for name in ("0"*16, "f"*16):
+        (tmp_path/"c"/f"epoch-0002-{name}.safetensors").write_bytes(new.read_bytes()[:-1]+b"x")
+    new.unlink()
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(KeyboardInterrupt): make().fit(3, cbs=[CheckpointCallback(tmp_path/"c", keep=1, resume=True), Cut(2)])
+    (left,) = _found(tmp_path/"c")
+    assert _read(left)[0]["epoch"] == 2

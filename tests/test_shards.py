@@ -130,3 +130,19 @@ def test_the_record(world, tmp_path):
     r = join_shards(tmp_path, jobs, model)
     assert set(r["done"]) == {o for _, o in jobs} and r["missing"] == []
     assert Shard(tmp_path, "1/1", model).todo(jobs) == []
+
+
+def test_a_photo_that_was_replaced(world, tmp_path):
+    "Under the same name: its part makes the map anew"
+    f, out = tmp_path/"p"/"0.png", tmp_path/"out"
+    f.parent.mkdir()
+    for size in ((40, 50), (60, 30)):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)).save(f)
+        assert picie_segment(str(world/"one.safetensors"), str(f.parent), out=str(out), shard="1/1", quiet=True) == 0
+        assert Image.open(out/"0.png").size == size
+    assert picie_segment(str(world/"one.safetensors"), str(f.parent), out=str(out), shard="join", quiet=True) == 0
+
+
+def test_several_processes_without_a_rank(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2"); monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 without RANK"): picie_segment(str(world/"one.safetensors"), str(world/"photos"), out=str(tmp_path/"o"), quiet=True)

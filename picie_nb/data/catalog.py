@@ -44,7 +44,7 @@ class DataSet:
         "What a score on these images must say: fields of a `Protocol`"
         title = next((t for t in ('COCO-Stuff', 'Cityscapes', 'CamVid', 'Pascal')
                       if self.name.startswith(t.lower().replace('-', ''))), self.name)
-        known = dict(labels=self.name) if LABELSETS.get(self.name)==self.labels else {}
+        known = {k: v for v, o in LABELSETS.items() for k in ['labels'] if o==self.labels}
         return dict(dataset=title, split=self.split, n_images=len(self.valid), **known)
 
     def __repr__(self):
@@ -249,12 +249,16 @@ def camvid(
     def of(s): return image_files(_folder(root, [f'images/{s}'], 'camvid'))
     def files(splits): return [f for s in splits for f in of(s)]
     mask_of = partial(_mask_path, images=root/'images', masks=masks)
-    return DataSet(_named(labels, 'camvid'), files(train), files(valid),
+    name = _named(labels, 'camvid') if 'camvid' in _title(root).lower() else _title(root)
+    return DataSet(name, files(train), files(valid),
                    mask_of if masks else None, _as_labels(labels), ' + '.join(valid), root)
 
 # %% ../../nbs/data/catalog.ipynb #0a3b1d43
 def _by_name(f, images, masks, found):
     rel = Path(os.path.relpath(f, images)).with_suffix('')
+    if '..' in rel.parts:
+        raise ValueError(f'{f} lies outside of {images}: give the folder that holds all images, '
+                         'as their masks are found by the same relative path')
     ms = found.get(_nfc(rel)) or [Path(masks)/rel.with_name(rel.name+'.png')]
     if len(ms)>1: raise ValueError(f'{f} fits {len(ms)} masks, {ms[0]} and {ms[1]}: {_KEEP}')
     return ms[0]
@@ -319,7 +323,8 @@ def open_dataset(
     if has('JPEGImages'): return pascal(root, **kwargs)
     if has('images/train') and has('images/val', 'images/test'): return camvid(root, **kwargs)
     kwargs['seed'] = seed
-    if has('images') and has('masks'): return folders(root/'images', root/'masks', **kwargs)
+    masks = next((o for o in ('masks', 'labels', 'annotations', 'gt') if has(o)), None)
+    if has('images') and masks: return folders(root/'images', root/masks, **kwargs)
     return folders(root, **kwargs)
 
 # %% ../../nbs/data/catalog.ipynb #94ff6d26

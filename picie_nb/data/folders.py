@@ -10,6 +10,7 @@ __all__ = ['IMAGE_SUFFIXES', 'image_files', 'open_image', 'readable', 'match_mas
 # %% ../../nbs/data/folders.ipynb #1a673bd9
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from importlib import import_module
 from numbers import Real
@@ -290,6 +291,9 @@ def match_masks(
     fits = (o for o in roots[:-1] if all(_below(f, o) in exact for f in files))
     root = next(fits, roots[-1])
     res = {f: exact.get(_below(f, root), []) for f in files}
+    if _full(roots[0]) in _full(root).parents and not _ends_as(masks, root, roots[0]): # masks of all images
+        taken = {_below(f, roots[0]) for f in others}
+        res = {f: [m for m in ms if _below(m, masks) not in taken] for f, ms in res.items()}
     if loose := [f for f, ms in res.items() if not ms]:
         res.update(_matched_by_name(loose, [*files, *others], roots, masks, exact, named))
     for f, ms in res.items():
@@ -313,6 +317,10 @@ def _no_mask(missing, n, masks, alike):
             f'{", ".join(o.name for o in missing[:3])}: {why} as `masks` a function of the image path')
 
 def _full(f): return Path(os.path.abspath(f))
+
+def _ends_as(masks, folder, root): # is masks/a the folder of the masks of images/a?
+    rel = _full(folder).relative_to(_full(root)).parts
+    return _full(masks).parts[-len(rel):]==rel
 
 def _shared(f, m): # folder names that two files have in common, counted from the end
     a, b = (_nfc(_full(o)).parts[-2::-1] for o in (f, m))
@@ -360,10 +368,20 @@ def _files(o):
     if not files: raise ValueError('the list of images is empty')
     return files
 
+def _drawn(files, mask_of): # masks of these, which may lie among them
+    res = set()
+    for f in files if callable(mask_of) else ():
+        with suppress(Exception): # it may know some of the images only
+            if (m := Path(mask_of(f)).resolve())!=f.resolve(): res.add(m)
+    return res
+
 def _split_files(path, valid, seed, masks=None):
     inside = Path(masks).resolve() if isinstance(masks, (str, Path)) else None
     def images(o): return [f for f in _files(o) if inside not in f.resolve().parents]
+    given = [] if isinstance(valid, (int, float)) else images(valid)
     files = images(path)
+    drawn = _drawn([*files, *given], masks)
+    files, given = ([f for f in o if f.resolve() not in drawn] for o in (files, given))
     if not files:
         raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
     if isinstance(valid, (int, float)):
@@ -371,7 +389,7 @@ def _split_files(path, valid, seed, masks=None):
             raise ValueError(f'valid={valid}: give a fraction between 0 and 1, a folder or a list')
         n = min(max(1, round(valid*len(files))), max(1, len(files)-1))
         valid = [files[i] for i in sorted(np.random.default_rng(seed).permutation(len(files))[:n])]
-    else: valid = images(valid)
+    else: valid = given
     held = {f.resolve() for f in valid}
     return [f for f in files if f.resolve() not in held] or files, valid
 

@@ -367,9 +367,10 @@ def _field(row, what): # of a dict with anybody's keys
 
 # %% ../../nbs/data/labels.ipynb #a037f5cd
 def _known(rows): # whole numbers that nobody knows may be the values
-    if any(_field(r, 'value') is not None for r in rows): return rows
-    for k in rows[0] if rows else ():
-        if _field({k: 0}, 'name') is not None or str(k).lower() in 'rgb': continue
+    if not rows or any(_field(r, 'value') is not None for r in rows): return rows
+    names = [k for k in rows[0] if _field({k: 0}, 'name') is not None]
+    for k in rows[0]:
+        if names==[k] or str(k).lower() in 'rgb': continue
         vs = [str(r.get(k)) for r in rows]
         if len(vs)>1 and len({*vs})==len(vs) and all(map(str.isdecimal, vs)):
             raise ValueError(f'are the numbers under {k!r} the values of the classes? '
@@ -486,7 +487,7 @@ def label_set(
 @patch
 def coarsen(self:LabelSet,
     groups:dict, # `{new name: [old names]}`; classes not mentioned are ignored
-)->LabelSet: # maps file values to the new classes; a group has the colour of its first member
+)->LabelSet: # maps file values to the new classes; a group has its first member's colour, or black if one has
     "Merge classes into groups"
     old = [o for g in groups.values() for o in g]
     if unknown := [o for o in old if o not in self.names]:
@@ -496,7 +497,8 @@ def coarsen(self:LabelSet,
     new = {self.names.index(o):i for i, g in enumerate(groups.values()) for o in g}
     thing = {self.names[i] for i in self.things or []}
     things = [i for i, g in enumerate(groups.values()) if thing.issuperset(g)]
-    colours = [self.palette[self.names.index(g[0])] for g in groups.values()]
+    colour = {o: self.palette[self.names.index(o)] for o in old} # black would mean ignored, were it lost
+    colours = [next((colour[o] for o in g if not any(colour[o])), colour[g[0]]) for g in groups.values()]
     return LabelSet(list(groups), colours, self.ignore,
                     table={k: new.get(v, self.ignore) for k, v in self.table.items()},
                     things=None if self.things is None else things, hint=self.hint)

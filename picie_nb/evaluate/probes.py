@@ -10,6 +10,7 @@ __all__ = ['linear_probe', 'knn_probe']
 # %% ../../nbs/evaluate/probes.ipynb #bda34c27
 import torch, torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from torch import Tensor, nn
 from ..backbone import _evaluating
 from ..clustering import upsampled_argmax
@@ -98,6 +99,13 @@ def _rate(net, classify, device, valid, labels, ignore, card, rules):
     s.protocol.update(rules)
     return s
 
+def _positive(**numbers):
+    for k, v in numbers.items():
+        what = "number" if k in ("tau", "lr") else "whole number"
+        if v is None and k == "n_pixels": continue # all
+        if not (what == "number" or isinstance(v, Integral)) or not v > 0:
+            raise ValueError(f"{k}={v!r}: give a {what} above 0")
+
 def _setup(labels, ignore, seed):
     "Number of classes, ignore value and generator"
     C = len(labels) if hasattr(labels, "__len__") else int(labels)
@@ -119,6 +127,7 @@ def linear_probe(
     **protocol, # other rules worth knowing, for example split="val"
 )->Score: # its protocol is "linear"
     "Train a 1x1 convolution on frozen features, and score it"
+    _positive(n_pixels=n_pixels, steps=steps, lr=lr, bs=bs)
     C, ignore, g = _setup(labels, ignore, seed)
     with _frozen(net):
         z, y = _pixels(net, train, C, ignore, n_pixels, g)
@@ -166,6 +175,7 @@ def knn_probe(
     "Let the k most similar training pixels vote on the class of every pixel"
     if vote not in ("weighted", "majority"):
         raise ValueError(f"vote={vote!r}: use 'weighted' or 'majority'")
+    _positive(k=k, n_pixels=n_pixels, tau=tau)
     C, ignore, g = _setup(labels, ignore, seed)
     with _frozen(net):
         z, y = _pixels(net, train, C, ignore, n_pixels, g)

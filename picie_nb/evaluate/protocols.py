@@ -112,6 +112,9 @@ def score(self:Protocol,
     **changes, # fields that are otherwise here, for example `centroids="..."`
 )->Score:
     "Score a matrix by the rules of this card; the score carries them"
+    own = {k: getattr(self, k, None) for k in changes if k!="name"}
+    if other := [k for k, v in own.items() if v not in (None, changes[k])]:
+        changes = {"name": f"{self.name}, but {', '.join(other)}", **changes}
     p = Protocol.from_dict({**self.to_dict(), **changes})
     if getattr(mat, "ignore", p.ignore)!=p.ignore:
         raise ValueError(f"the matrix ignores {mat.ignore}, {p.name} says {p.ignore}: "

@@ -621,10 +621,15 @@ def _same_split(preds, trues): # refuse pairs such as val/1.png and train/1.png
     def split(k): return {m[0] for o in Path(k).parts[:-1] if (m := re.match("train|val|test", o.lower()))}
     other = {Path(k).name: k for k in trues}
     for k in preds:
-        a, b = split(k), split(other.get(Path(k).name, ""))
+        t = other.get(Path(k).name, "")
+        a, b = split(k), split(t)
         if a and b and not a & b:
-            raise ValueError(f"prediction {k} and truth {other[Path(k).name]} are of different splits: "
+            raise ValueError(f"prediction {k} and truth {t} are of different splits: "
                              "give the folder of one split each")
+        apart = not (f"/{k}".endswith(f"/{t}") or f"/{t}".endswith(f"/{k}"))
+        if "/" in k and "/" in t and apart and not a & b:
+            raise ValueError(f"prediction {k} and truth {t} lie in different folders: give those that hold "
+                             "the files, or folders alike")
 
 def _match_files(pred_dir, true_dir, pred_suffix="", true_suffix=""):
     "[(name, prediction, truth)]; a missing or a superfluous file is an error"

@@ -12,6 +12,8 @@ import copy, hashlib, json, os, random, re, warnings, numpy as np, torch
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TrackerCallback
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from fastcore.basics import patch
@@ -86,6 +88,10 @@ def _set_rng(dls, arrays, js):
     for dl, o in zip(dls.loaders, js["loaders"]): undivided(dl).rng.setstate(state(o))
 
 # %% ../../nbs/training/checkpoint.ipynb #ae7530ca
+def _trackers(learn):
+    "fastai's callbacks that wait for a better epoch, by name"
+    return [(o.name, o) for o in learn.cbs if isinstance(o, TrackerCallback)]
+
 def _own(t): return t.detach().cpu().contiguous().clone()
 
 def _get_state(learn):
@@ -105,6 +111,7 @@ def _get_state(learn):
     found = {} if cb.rough else {"mu_eval": cb.mu_eval, "fine": cb.fine}
     arrays.update({k: _own(o) for k, o in found.items() if o is not None})
     js["read_at"], js["steps"] = cb.read_at, cb.steps
+    js["best"] = {n: float(o.best) for n, o in _trackers(learn)}
     number = lambda o: float("nan") if o is None else float(o)
     js["recorder"] = dict(count=rec.smooth_loss.count, values=[list(map(number, o)) for o in rec.values],
                           iters=list(rec.iters), lrs=list(map(float, rec.lrs)))
@@ -150,15 +157,24 @@ def _set_state(learn, arrays, js):
     rec.smooth_loss.count = r["count"]
     rec.smooth_loss.val = arrays["smooth_loss"].to(rec.smooth_loss.val)
     if js.get("scaler") and getattr(learn, "scaler", None): learn.scaler.load_state_dict(js["scaler"])
+    for n, o in _trackers(learn): o.best = js.get("best", {}).get(n, o.best)
     if not cb.team.rank: _set_rng(learn.dls, arrays, js["rng"]) # rank 0 sends others a number in each epoch
 
 # %% ../../nbs/training/checkpoint.ipynb #c856e513
 def _names(ds):
-    "A short number that stands for the names of all files"
+    "A short number that stands for the names and sizes of all files"
     items = getattr(ds, "items", None)
     if items is None or not all(isinstance(o, (str, Path)) for o in items): return len(ds)
-    names = chr(10).join(Path(o).name for o in items).encode(errors="surrogateescape")
+    size = lambda o: os.path.getsize(o) if os.path.exists(o) else ""
+    names = chr(10).join(f"{Path(o).name} {size(o)}" for o in items)
+    names = names.encode(errors="surrogateescape")
     return f"{len(items)} files, {hashlib.blake2b(names, digest_size=4).hexdigest()}"
+
+def _rates(learn):
+    "Learning rates of the schedule at its begin, middle and end; without one, that of the optimizer"
+    sched = [o.scheds["lr"] for o in learn.cbs if isinstance(o, ParamScheduler) and "lr" in o.scheds]
+    if not sched: return [float(h["lr"]) for h in getattr(learn.opt, "hypers", ())]
+    return [np.asarray(f(p), float).tolist() for f in sched for p in (0, .5, 1)]
 
 def _about(learn, **more)->dict:
     "What must be equal for a training to go on"
@@ -171,7 +187,7 @@ def _about(learn, **more)->dict:
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0,
                  size=getattr(dls, "size", None), crop=getattr(dls, "crop", None), backbone=net.backbone.name,
                  learning=sum(p.numel() for p in net.parameters() if p.requires_grad),
-                 mixed=any(o.name == "mixed_precision" for o in learn.cbs) or None,
+                 rates=_rates(learn), mixed=any(o.name == "mixed_precision" for o in learn.cbs) or None,
                  oversample=None if (side := getattr(dls, "oversample", 1.4)) == 1.4 else side,
                  **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
@@ -224,8 +240,9 @@ class CheckpointCallback(Callback):
         arrays, state = _get_state(self.learn)
         about = _about(self.learn, **self.about)
         header = dict(epoch=self.epoch+1, about=about, state=state)
-        _write(self.folder, self.epoch+1, arrays, header)
-        for old in _found(self.folder)[self.keep:]: old.unlink(missing_ok=True)
+        new = _write(self.folder, self.epoch+1, arrays, header)
+        olds = [f for f in _found(self.folder) if f != new] # a damaged one, too
+        for f in olds[self.keep-1:]: f.unlink(missing_ok=True)
 
 # %% ../../nbs/training/checkpoint.ipynb #a5e5e172
 @patch

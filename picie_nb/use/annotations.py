@@ -18,12 +18,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from matplotlib.path import Path as Outline
+from matplotlib.transforms import Bbox
+from PIL import Image, ImageColor, ImageOps
 from scipy.ndimage import find_objects, label, watershed_ift
 from scipy.spatial import KDTree
-from ..data.folders import image_files, _drawing, _is_drawn, _mask_values, _nfc, _open
+from ..data.folders import IMAGE_SUFFIXES, image_files, _drawing, _is_drawn, _mask_values, _nfc, _open
 from ..data.labels import LabelSet, label_set, _hex, _lines, _text
-from ..segmenter import Segmentation, Segmenter, _replacing
+from ..segmenter import Segmentation, Segmenter, _number_of, _replacing
 
 # %% ../../nbs/use/annotations.ipynb #ca12669f
 def _straight(edges, crossing):
@@ -531,7 +533,10 @@ def _inside(folder): # the record comes first
 
 def _move(folder, to):
     "All files of a folder into another one; they replace those of the same name, others stay"
-    for f in _inside(folder):
+    files = _inside(folder)
+    tables = [f for f in files if f.relative_to(folder).as_posix() in _TABLES]
+    for f in tables: (to/f.name).unlink(missing_ok=True) # no map is ever read by another's
+    for f in [o for o in files if o not in tables]+tables:
         (to/f.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to/f.relative_to(folder))
 
@@ -595,22 +600,18 @@ def export_annotations(
 # %% ../../nbs/use/annotations.ipynb #07e44901
 def _kept(labels, leave_out)->list:
     "Numbers of the clusters that are not left out"
-    names = list(labels.names)
     leave_out = [leave_out] if isinstance(leave_out, (str, int)) else list(leave_out)
-    def number(o):
-        if str(o) in names: return names.index(str(o))
-        if str(o).isdecimal() and int(o) < len(names): return int(o)
-        raise ValueError(f"leave_out: no cluster {o!r}; there are {', '.join(names)}, numbered from 0")
-    out = {number(o) for o in leave_out}
-    if len(out) == len(names): raise ValueError("leave_out names all clusters")
-    return [c for c in range(len(names)) if c not in out]
+    try: out = {_number_of(labels.names, o) for o in leave_out}
+    except ValueError as e: raise ValueError(f"leave_out: {e}") from None
+    if len(out) == len(labels): raise ValueError("leave_out names all clusters")
+    return [c for c in range(len(labels)) if c not in out]
 
 # %% ../../nbs/use/annotations.ipynb #b6080f99
 def _filled(rings, h, w, even=False):
     "Where, and which pixels there, lie in any of these rings (even: inside the first, outside the others)"
     rings = [np.asarray(r, float).reshape(-1, 2) for r in rings]
-    rings = [np.clip(r, [-w, -h], [2*w, 2*h]) for r in rings if len(r) > 2] # fewer corners have no area
     if not all(np.isfinite(r).all() for r in rings): raise ValueError("a corner of an outline is no number")
+    rings = [_clipped(r, h, w) for r in rings if len(r) > 2] # fewer corners have no area
     corners = np.concatenate([np.zeros((0, 2)), *rings])
     if not len(corners) or not np.ptp(corners, 0).all(): return _pasted(np.zeros((0, 0), bool), 0, 0, h, w)
     l, t = np.floor(corners.min(0)).astype(int).tolist()
@@ -620,6 +621,13 @@ def _filled(rings, h, w, even=False):
     return _pasted(m[..., 0] & ~m[..., 1:].any(-1) if even else m.any(-1), l, t, h, w)
 
 # %% ../../nbs/use/annotations.ipynb #bee968d0
+def _clipped(ring, h, w):
+    "The part of an outline that lies in or near the image: what is far outside would fill all memory"
+    box = Bbox([(-w, -h), (2*w, 2*h)])
+    if not len(ring) or (box.min <= ring).all() and (ring <= box.max).all(): return ring
+    ring = np.clip(ring, -1e9, 1e9)
+    return Outline([*ring, ring[0]], closed=True).clip_to_bbox(box).vertices
+
 def _pasted(m, l, t, h, w):
     "Where a mask with this left and top lies in the image, and its part there"
     b, r = t+m.shape[0], l+m.shape[1]
@@ -672,6 +680,8 @@ def _read_coco(path, left):
         if not s: left["box"] += 1; continue
         f = partial(_filled, s) if isinstance(s, list) else _whole_mask(partial(_coco_rle, s))
         shapes.setdefault(a["image_id"], []).append((names[a["category_id"]][0], f))
+    if lost := shapes.keys()-{i["id"] for i in d["images"]}:
+        raise ValueError(f"it annotates image {lost.pop()}, which is not among its images")
     return names.values(), [_Item(i["file_name"], (i["height"], i["width"]), shapes.get(i["id"], []))
                             for i in d["images"]]
 
@@ -714,20 +724,21 @@ def _cvat_shapes(image, left):
 def _read_yolo(path, left):
     import yaml
     names = yaml.safe_load(_text(next(path.rglob("data.yaml"))))["names"]
-    names = [str(n) for n in (names.values() if isinstance(names, dict) else names)]
+    rows = names.items() if isinstance(names, dict) else enumerate(names)
+    names = {int(k): str(n) for k, n in sorted(rows)}
     folder = path/"labels" if (path/"labels").is_dir() else path
     items, splits = [], ("train", "val", "test")
     lists = [f for f in (path/f"{o}.txt" for o in splits) if f.is_file()]
     listed = [p for f in lists for l in _lines(f) if (p := l.partition("images/")[2])]
     photos = {_stem(p, ".txt"): p for p in listed}
     for f in sorted(folder.rglob("*.txt")):
-        if folder == path and f.name in ("train.txt", "val.txt", "test.txt", "classes.txt"): continue
+        if folder == path and (f.stem in (*splits, "classes") or f.name.startswith("README")): continue
         rows = [l.split() for l in _lines(f)]
         left["box"] += sum(len(r) < 7 for r in rows)
         shapes = [(names[int(r[0])], partial(_share, [float(o) for o in r[1:]])) for r in rows if len(r) > 6]
         name = f.relative_to(folder).as_posix()
         items.append(_Item(photos.get(name, name), None, shapes, int(name.split("/")[0] in splits)))
-    return [(n, None) for n in names], items
+    return [(n, None) for n in names.values()], items
 
 def _share(ring, h, w): return _filled([np.reshape(ring, (-1, 2))*[w, h]], h, w) # of the image's size
 
@@ -762,7 +773,9 @@ def _read_labelstudio(path, left):
     names = [(o.get("value"), o.get("background")) for o in ET.parse(config).iter("Label")] if config else []
     tasks, items = _json(path/"tasks.json" if path.is_dir() else path), []
     for t in tasks:
-        name = next(v for v in t["data"].values() if isinstance(v, str))
+        texts = {k: v for k, v in t["data"].items() if isinstance(v, str)}
+        photos = [o for o in texts.values() if _is_photo(o)]
+        name = texts.get("image") or [*photos, *texts.values()][0]
         name = re.sub(r"^/data/upload/\d+/([0-9a-f]{8}-)?", "", unquote(name.split("?d=")[-1]))
         done = [a for a in t.get("annotations", []) if not a.get("was_cancelled")]
         last = (done or t.get("predictions") or [{}])[-1]
@@ -785,6 +798,8 @@ def _labelstudio_shape(r, left):
         x, y, w, h = (v[k]/100 for k in ("x", "y", "width", "height"))
         f = partial(_share, [x, y, x+w, y, x+w, y+h, x, y+h])
     for n in v[kind][:1]: yield n, f
+
+def _is_photo(name): return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 def _brushed(rle, h, w):
     if int.from_bytes(bytes(rle[:4]), "big") != 4*h*w:
@@ -833,10 +848,13 @@ def _of_palette(labels, im):
 # %% ../../nbs/use/annotations.ipynb #9780d939
 def _read_png(path, labels):
     "Labels, and one item for each PNG"
-    labels = _classes_of(path, labels)
+    named = any((path/o).is_file() for o in ("labels.json", "legend.json"))
+    own = _classes_of(path, None if named else labels)
+    labels = own if labels is None else label_set(labels)
     def read(f):
-        own = _open(f, partial(_of_palette, labels))
-        return labels.map(_mask_values(f, labels) if own is None else own)
+        y = _open(f, partial(_of_palette, own))
+        y = own.map(_mask_values(f, own) if y is None else y)
+        return y if own == labels or not named else _renamed(y, own, labels, f)
     def item(f):
         return _Item(f.relative_to(path).as_posix(), _open(f, lambda im: im.size[::-1]), partial(read, f))
     return labels, [item(f) for f in image_files(path, drawn=True) if not f.name.endswith(".overlay.jpg")]
@@ -861,6 +879,13 @@ def _read_voc(path, labels):
     return labels, [item(f) for f in image_files(folder, drawn=True)]
 
 # %% ../../nbs/use/annotations.ipynb #ae024255
+def _renamed(y, own, labels, path):
+    "A map of `own` classes as one of `labels`, by name"
+    res = np.full(y.shape, labels.ignore, np.int32)
+    for c in np.unique(y[y != own.ignore]).tolist():
+        res[y == c] = _index(labels, own.names[c], path)
+    return res
+
 _READERS = dict(coco=_read_coco, cvat=_read_cvat, yolo=_read_yolo, labelme=_read_labelme,
                 labelstudio=_read_labelstudio, geojson=_read_geojson)
 
@@ -870,7 +895,13 @@ def _labels_of(rows, labels):
     rows = dict(reversed([(str(n), c) for n, c in rows]))
     if not rows: raise ValueError("it names no classes: give labels")
     names = list(reversed(rows))
-    return _numbered(names, [rows[n] for n in names] if all(rows.values()) else None)
+    colours = [_rgb(rows[n]) for n in names]
+    return _numbered(names, None if None in colours else colours)
+
+def _rgb(colour): # numbers, #rrggbb or a name; None for what is no colour
+    if not isinstance(colour, str): return colour or None
+    try: return ImageColor.getrgb(colour)[:3]
+    except ValueError: return None
 
 def _index(labels, name, path):
     if str(name) not in labels.names:
@@ -899,8 +930,8 @@ class Annotations:
         items:list, # annotated images
         photos=None, # folder of their photos, for the formats that do not say how large
     ):
-        self.labels, self.items, find = labels, items, _finder(photos)
-        self.files = [find(o) for o in items] # photo of each item, or None
+        self.labels, self.items = labels, items
+        self.files = _photos(items, photos) # of each item, or None
     def __len__(self): return len(self.items)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __repr__(self):
@@ -962,6 +993,14 @@ def _finder(photos):
         same = named.get(last, [])
         return same[0] if len(same) == 1 else None
     return find
+
+def _photos(items, photos)->list:
+    "Photo of each annotated image, or None; a photo that several would have is that of its own name only"
+    find = _finder(photos)
+    files = [find(o) for o in items]
+    n, stem = Counter(files), lambda o: _nfc(_stem(o, ""))
+    own = lambda o, f: stem(os.path.abspath(f)).endswith("/"+stem(_plain(o.name)))
+    return [f if f is None or n[f] == 1 or own(o, f) else None for o, f in zip(items, files)]
 
 # %% ../../nbs/use/annotations.ipynb #1ecace1f
 def read_annotations(
@@ -1042,10 +1081,10 @@ def names_from_masks(
     from picie_nb.evaluate.metrics import ConfusionMatrix
     if not isinstance(masks, Annotations):
         masks = read_annotations(masks, images=images)
-    labels, find = masks.labels, _finder(images)
+    labels = masks.labels
     n, pixels = len(segmenter.labels), 0
     cm = ConfusionMatrix(n, len(labels), labels.ignore)
-    pairs = [(f, y) for o, y in zip(masks.items, masks) if (f := find(o))]
+    pairs = [(f, y) for f, y in zip(_photos(masks.items, images), masks) if f]
     if not pairs:
         raise ValueError(f"no photo in {images} is called as the annotated images, "
                          f"such as {masks.names[0]}")

@@ -183,14 +183,16 @@ def _data_uri(im, quality=85): return "data:image/jpeg;base64,"+base64.b64encode
 def _section(gallery, k):
     "One cluster as HTML"
     labels, esc = gallery.segmenter.labels, html.escape
-    borders = ", ".join(f"{esc(n)} {s:.0%}" for n, s in gallery.neighbours(k).items()) or "nothing"
+    what = "class" if gallery.segmenter.groups else "cluster" # numbers of clusters may be names
+    borders = ", ".join(f"{esc(n)} {s:.0%}" for n, s in gallery.neighbours(labels.names[k]).items())
     files = [esc(Path(p.file).name) for p in gallery.patches[k]]
     pics = "".join(f'<img alt="typical patch of {esc(labels.names[k])}, from {f}" title="{f}" '
                    f'src="{_data_uri(p.image)}">' for f, p in zip(files, gallery.patches[k]))
     r, g, b = (int(o) for o in labels.palette[k])
     chip = f'<span class="chip" style="background:rgb({r},{g},{b})"></span>'
     return (f'<section id="cluster-{k}"><div><h2>{chip}{esc(labels.names[k])}</h2>'
-            f'<p>cluster {k}, {gallery.shares[k]:.1%} of all pixels</p><p>borders on {borders}</p></div>'
+            f'<p>{what} {k}, {gallery.shares[k]:.1%} of all pixels</p>'
+            f'<p>borders on {borders or "nothing"}</p></div>'
             f'<div class="row">{pics}</div></section>')
 
 # %% ../../nbs/use/gallery.ipynb #4ecd10fe
@@ -219,7 +221,8 @@ def to_dict(self:ClusterGallery)->dict: # ready for JSON
     "Shares, neighbours and places of the patches"
     names = self.segmenter.labels.names
     def about(k):
-        return dict(cluster=k, name=names[k], share=float(self.shares[k]), neighbours=self.neighbours(k),
+        return dict(cluster=k, name=names[k], share=float(self.shares[k]),
+                    neighbours=self.neighbours(names[k]),
                     patches=[dict(file=p.file, x=p.x, y=p.y, margin=p.margin) for p in self.patches[k]])
     clusters = [about(k) for k in range(len(names))]
     return dict(n_images=self.n_images, failed=dict(self.failed), clusters=clusters)

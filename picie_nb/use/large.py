@@ -298,6 +298,7 @@ def _sieved(ds, least):
     "What to draw, and where"
     from rasterio import band
     from rasterio.features import sieve
+    least = min(least, ds.width*ds.height-1)
     if least < 2: return band(ds, 1), None # line by line
     a = ds.read(1)
     return sieve(a, least, mask=a != ds.nodata), a != ds.nodata
@@ -374,13 +375,17 @@ def _film(path):
 @patch
 def _pictures(self:Frames):
     "(seconds, image) of every frame; what follows a broken one is left out, with a warning"
-    n, first, error = 0, None, _av().error.FFmpegError
+    n, first, size, error = 0, None, None, _av().error.FFmpegError
     with _film(self.video) as (box, stream):
         try:
             for f in box.decode(stream):
                 time = n/self.fps if f.pts is None else f.pts*f.time_base
                 first = time if first is None else first
-                yield time-first, Image.fromarray(np.rot90(f.to_ndarray(format="rgb24"), f.rotation//90))
+                im = Image.fromarray(np.rot90(f.to_ndarray(format="rgb24"), f.rotation//90))
+                if im.size != (size := size or im.size):
+                    raise ValueError(f"{self.video}: frame {n} is {im.width} x {im.height}, those before are "
+                                     f"{size[0]} x {size[1]} pixels: cut it there")
+                yield time-first, im
                 n += 1
         except error as e:
             if not n: raise ValueError(f"{self.video}: no frame can be read ({e.strerror})") from None

@@ -196,14 +196,17 @@ def todo(self:Shard,
 )->list: # those of this part that have no map
     "What is left to do"
     rows = [o for o in _records(self.out) if "map" in o and "failed" not in o]
-    done = {o["map"]: o["photo"] for o in rows}
-    there = lambda o: Path(o).as_posix() in done and (self.out/o).exists()
+    done, sizes = ({o["map"]: o.get(k) for o in rows} for k in ("photo", "bytes"))
+    def there(f, o): # and of the same photo
+        old = sizes.get(Path(o).as_posix())
+        same = old is None or not os.path.exists(f) or old == os.path.getsize(f)
+        return Path(o).as_posix() in done and (self.out/o).exists() and same
     for f, o in jobs:
         old = done.get(Path(o).as_posix(), os.path.abspath(f))
         if old != os.path.abspath(f) and os.path.exists(old): # else they were moved
             raise ValueError(f"{self.out} holds {o}, the map of another photo, {old}: "
                              "give another folder")
-    return [(f, o) for f, o in jobs if self.has(o) and not there(o)]
+    return [(f, o) for f, o in jobs if self.has(o) and not there(f, o)]
 
 @patch
 def has(self:Shard, name)->bool: # of a map
@@ -221,7 +224,8 @@ def done(self:Shard,
 ):
     "Note that a map is written; or, with `failed=reason`, that it cannot be made"
     photo = os.path.abspath(photo)
-    self._add(dict(map=Path(name).as_posix(), photo=photo, **more))
+    size = os.path.getsize(photo) if os.path.exists(photo) else None
+    self._add(dict(map=Path(name).as_posix(), photo=photo, bytes=size, **more))
 
 # %% ../../nbs/use/stream.ipynb #d29bab21
 def join_shards(

@@ -100,6 +100,9 @@ def stability(
     generator:torch.Generator=None, # source of randomness
 )->dict: # {K: mean adjusted Rand index of all pairs}, at most 1
     "How well do clusters of different halves of the images agree, for each K?"
+    if n_draws < 2 or per_image < 1 or len(z)%per_image:
+        raise ValueError(f"n_draws={n_draws}, per_image={per_image}: at least 2 draws, "
+                         f"and {len(z)} rows must be whole images")
     ks, images = list(ks), z.view(-1, per_image, z.shape[1])
     half = len(images)//2
     _check_ks(ks, n_leaves, len(images), half*per_image)

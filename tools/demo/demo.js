@@ -2,6 +2,7 @@
 // data-model, if given, is the address of a .onnx file, from the page; without it, model.onnx beside this script.
 
 const SIDE = 1024 // longer photos are made smaller
+const LARGEST = 16777216 // pixels that a canvas holds in every browser
 const file = name => new URL(name, import.meta.url).href
 const percent = o => o < .005 ? "<1 %" : `${Math.round(100*o)} %`
 
@@ -99,7 +100,8 @@ class Demo {
     g.drawImage(bitmap, 0, 0, canvas.width, canvas.height)
     bitmap.close()
     const size = s < 1 ? `, made smaller from ${width} × ${height} to ${canvas.width} × ${canvas.height} pixels` : ""
-    this.ask({photo: g.getImageData(0, 0, canvas.width, canvas.height), name: name.replace(/\.\w+$/, ""), size})
+    const whole = width*height <= LARGEST ? [height, width] : [canvas.height, canvas.width]
+    this.ask({photo: g.getImageData(0, 0, canvas.width, canvas.height), name: name.replace(/\.\w+$/, ""), size, whole})
   }
 
   load(own) {
@@ -163,12 +165,12 @@ class Demo {
     Object.assign(this, {ready: true, own, names, colors})
     this.$(".pd-k").hidden = !own
     if (this.model) this.say(`${this.model}: ${names.length} clusters.`)
-    if (this.photo) this.waiting = {photo: this.photo, name: this.name, size: this.size, ...this.waiting} // again, by another network
+    if (this.photo) this.waiting = {photo: this.photo, name: this.name, size: this.size, whole: this.whole, ...this.waiting} // again, by another network
   }
 
   show({clusters, full, colors, ms, network}) {
     if (this.job.photo) {
-      Object.assign(this, this.job) // the photo, its name and size
+      Object.assign(this, this.job) // the photo, its name and sizes
       this.hidden.clear()
       const canvas = this.$(".pd-photo")
       Object.assign(canvas, {width: full[1], height: full[0]})
@@ -235,10 +237,13 @@ class Demo {
     this.$(".pd-over").getContext("2d").putImageData(image, 0, 0)
   }
 
-  // flat colours; what is not shown is transparent
+  // flat colours at the photo's own size; what is not shown is transparent
   async save() {
-    const {full: [H, W]} = this.map, canvas = new OffscreenCanvas(W, H)
-    canvas.getContext("2d").putImageData(this.image(() => 1), 0, 0)
+    const {full: [h, w]} = this.map, [H, W] = this.whole
+    const small = new OffscreenCanvas(w, h), canvas = new OffscreenCanvas(W, H), g = canvas.getContext("2d")
+    small.getContext("2d").putImageData(this.image(() => 1), 0, 0)
+    g.imageSmoothingEnabled = false
+    g.drawImage(small, 0, 0, W, H)
     const href = URL.createObjectURL(await canvas.convertToBlob())
     Object.assign(document.createElement("a"), {href, download: `${this.name}-clusters.png`}).click()
     setTimeout(() => URL.revokeObjectURL(href), 1e4)
