@@ -206,8 +206,8 @@ def test_controls(page, tmp_path):
     page.mouse.move(1, 1)
     assert not np.any(page.evaluate(over))
 
-def test_photos(page):
-    "What is no picture is told; large ones become smaller; the camera's orientation counts; paste and drop"
+def test_photos(page, tmp_path):
+    "What is no picture is told; large ones become smaller, and their download is large; the camera's orientation counts; paste and drop"
     give(page, "letter.txt", b"hello", "text/plain")
     assert status(page) == "letter.txt is not a picture that this browser can read."
     large = Image.new("RGB", (3000, 1500), "navy")
@@ -219,6 +219,12 @@ def test_photos(page):
     assert "smaller from 1500 × 3000 to 512 × 1024 pixels" in status(page)
     photo, clusters, _ = result(page)
     assert photo.shape == (1024, 512, 3) and photo[100, 256, 0] > 200 and photo[900, 256, 0] < 40 # left becomes top
+    with page.expect_download() as saved: page.click(".pd-save")
+    saved.value.save_as(tmp_path/"large.png")
+    rgba, (_, clusters, palette) = np.asarray(Image.open(tmp_path/"large.png")), result(page)
+    assert rgba.shape == (3000, 1500, 4) # the photo's own size
+    i, j = (np.arange(n)*m//n for n, m in zip(rgba.shape, clusters.shape))
+    assert (rgba[..., :3] == palette[clusters[i[:, None], j]]).all(2).mean() > .999 and set(map(tuple, rgba.reshape(-1, 4)[::97, :3])) <= set(map(tuple, palette))
     data = base64.b64encode(png(ToyScenes(n=1, size=64, seed=1)[0][0])).decode()
     for event, field in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate("""([data, event, field]) => {
