@@ -380,7 +380,10 @@ def test_the_command(film, picture, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "a.geojson" in out and "b.tif is no image that GDAL reads" in err and len(err.strip().splitlines()) == 1
     assert sorted(f.name for f in (tmp_path/"maps").iterdir()) == ["a.geojson", "a.tif"]
-    assert picie_segment(str(model), str(tmp_path/"a.tif"), geo=True, polygons=5, format="gpkg", out=str(tmp_path/"maps")) == 0
+    again = lambda: picie_segment(str(model), str(tmp_path/"a.tif"), geo=True, polygons=5, format="gpkg", out=str(tmp_path/"maps"))
+    assert again() == 1 and "a.geojson has outlines of an earlier map" in capsys.readouterr().err # of other bands and another scale
+    (tmp_path/"maps/a.geojson").unlink()
+    assert again() == 0
     assert pyogrio.read_info(tmp_path/"maps/a.gpkg")["features"] > 1
     assert picie_segment(str(model), str(tmp_path/"a.mp4"), overlay=True, every=6, out=str(tmp_path/"films"), json=str(tmp_path/"r.json"), quiet=True) == 0
     assert sorted(f.relative_to(tmp_path/"films").as_posix() for f in (tmp_path/"films").rglob("*.*")) == ["a.overlay.mp4", "a/000000.png", "a/000006.png", "legend.json"]
