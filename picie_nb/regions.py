@@ -124,15 +124,24 @@ def _rounds(p, x, n_iter, dilations, sharpness):
         p = new
     return p
 
+def _places(h, w, d):
+    "Numbers of the eight neighbours of each pixel, in the order of `_neighbours`"
+    y, x = (torch.arange(n, dtype=torch.int32) for n in (h, w))
+    res, steps = torch.empty(h, w, 8, dtype=torch.int32), (-d, 0, d)
+    for k, (i, j) in enumerate((i, j) for i in steps for j in steps if i or j):
+        torch.add((y+i).clamp(0, h-1)[:, None]*w, (x+j).clamp(0, w-1), out=res[..., k])
+    return res.flatten()
+
 def _table_rounds(p, x, n_iter, dilations, sharpness):
-    "The same for one image on a CPU, where looking up rows of a table is two to five times as fast"
-    places = torch.arange(x[0, 0].numel(), dtype=torch.float64).view_as(x[:, :1])
+    "The same for one image on a CPU, where sums of rows of a table are up to five times as fast"
     as_rows = lambda o: o.flatten(1).T.contiguous()
-    near = [as_rows(torch.cat([*_neighbours(places, (d,))])).int() for d in dilations]
-    ws, rows = [as_rows(o[0]) for o in _weights(x.to(p), dilations, sharpness)], as_rows(p[0])
+    ws = [as_rows(o[0]).flatten() for o in _weights(x.to(p), dilations, sharpness)]
+    rows, near = as_rows(p[0]), [_places(*p.shape[2:], d) for d in dilations]
+    ends = torch.arange(0, 8*len(rows)+1, 8, dtype=torch.int32)
     for i in range(n_iter):
         j = i%len(dilations)
-        rows = F.embedding_bag(near[j], rows, per_sample_weights=ws[j], mode="sum")
+        rows = F.embedding_bag(near[j], rows, ends, mode="sum", per_sample_weights=ws[j],
+                               include_last_offset=True)
     return rows.T.reshape(p.shape).contiguous()
 
 # %% ../nbs/07_regions.ipynb #81340136
