@@ -349,3 +349,13 @@ def test_the_new_checkpoint_is_kept(make, tmp_path):
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(KeyboardInterrupt): make().fit(3, cbs=[CheckpointCallback(tmp_path/"c", keep=1, resume=True), Cut(2)])
     (left,) = _found(tmp_path/"c")
     assert _read(left)[0]["epoch"] == 2
+
+
+def test_rates_that_a_callback_lowers_go_on(make, tmp_path):
+    "What counts is the rate that a training began with"
+    class Lower(Callback):
+        def after_epoch(self): self.opt.set_hyper("lr", self.opt.hypers[-1]["lr"]/10)
+    go = lambda *cbs, **kw: super(PiCIELearner, l := make()).fit(3, 1e-3, cbs=[Lower(), CheckpointCallback(tmp_path/"c", **kw), *cbs]) or l
+    with pytest.raises(KeyboardInterrupt): go(Cut(1))
+    l = go(resume=True)
+    assert l.opt.hypers[-1]["lr"] == pytest.approx(1e-6)

@@ -173,7 +173,7 @@ def _names(ds):
 def _rates(learn):
     "Learning rates of the schedule at its begin, middle and end; without one, that of the optimizer"
     sched = [o.scheds["lr"] for o in learn.cbs if isinstance(o, ParamScheduler) and "lr" in o.scheds]
-    if not sched: return [float(h["lr"]) for h in getattr(learn.opt, "hypers", ())]
+    if not sched: return [float(h["lr"]) for h in learn.opt.hypers]
     return [np.asarray(f(p), float).tolist() for f in sched for p in (0, .5, 1)]
 
 def _about(learn, **more)->dict:
@@ -187,7 +187,7 @@ def _about(learn, **more)->dict:
                  num_workers=dls.train.fake_l.num_workers if hasattr(dls.train, "fake_l") else 0,
                  size=getattr(dls, "size", None), crop=getattr(dls, "crop", None), backbone=net.backbone.name,
                  learning=sum(p.numel() for p in net.parameters() if p.requires_grad),
-                 rates=_rates(learn), mixed=any(o.name == "mixed_precision" for o in learn.cbs) or None,
+                 mixed=any(o.name == "mixed_precision" for o in learn.cbs) or None,
                  oversample=None if (side := getattr(dls, "oversample", 1.4)) == 1.4 else side,
                  **more, **{f"config {k}": v for k, v in config.items()})
     return json.loads(json.dumps(about, default=str))
@@ -251,6 +251,7 @@ def before_fit(self:CheckpointCallback):
         raise ValueError("CheckpointCallback works with a PiCIELearner: make one by picie_learner")
     self.run = self.learn.fits and not hasattr(self.learn, "lr_finder") # else this is no training
     if not self.run: return
+    self.about["rates"] = _rates(self.learn) # as it begins; others may change them
     self.team = self.learn.cluster.team
     if not (found := self.team.first(self.open)): return
     _set_state(self.learn, found[1], found[0]["state"])
