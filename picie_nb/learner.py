@@ -266,7 +266,10 @@ def _freeze_at(strides, stride:int)->int:
 # %% ../nbs/11_learner.ipynb #6754d95d
 def _network(dls, backbone, cfg:PiCIEConfig, size)->tuple:
     "The network at its start, and the configuration as it allows it"
-    net = PiCIENet(backbone, cfg.dim).to(dls.device)
+    net, coarsest = PiCIENet(backbone, cfg.dim).to(dls.device), max(backbone.strides)
+    if size and size < 3*coarsest:
+        warnings.warn(f"size={size}: the coarsest features of {backbone.name} have {-(-size//coarsest)} cells on a "
+                      f"side, and clusters become whole images: use {5*coarsest} or more, small photos are enlarged")
     if backbone.fixed:
         _check_sizes(backbone, dls, size)
         cfg = replace(cfg, view_scale=1.) # views of the one size, too

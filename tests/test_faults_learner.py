@@ -1,5 +1,5 @@
 "What goes on with a plausible wrong answer in a learner: scores without masks, yesterday's teacher, a lost size, layers that thaw"
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, warnings
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
@@ -220,6 +220,15 @@ def test_files_in_any_collection(tmp_path, form):
 @pytest.mark.parametrize("size", [(32, 48), [32], "32", None])
 def test_size_is_one_number(tmp_path, size):
     with pytest.raises(ValueError, match="short side as one number"): picie_dls(photos(tmp_path/"photos"), size=size)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_sizes_at_which_clusters_are_whole_images(make, tmp_path, size):
+    dls = picie_dls(photos(tmp_path/"photos"), size=size, bs=4)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        make(dls=dls)
+    assert any("test_efficientnet have 2 cells" in str(o.message) for o in seen) == (size == 64)
 
 
 @pytest.mark.parametrize("z", [np.random.default_rng(0).random((50, 4), dtype=np.float32), torch.rand(50, 4)])

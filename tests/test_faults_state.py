@@ -170,9 +170,10 @@ def test_health_changes_nothing(make):
 def test_health_of_a_training_without_a_step(make):
     class Cancel(Callback):
         def before_train(self): raise CancelTrainException
+    l = make()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        make().fit(1, cbs=[ClusterHealth(), Cancel()])
+        l.fit(1, cbs=[ClusterHealth(), Cancel()])
 
 
 def test_prediction_warns_of_nothing(make, tmp_path):
