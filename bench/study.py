@@ -15,6 +15,7 @@ whose test images stand in for val. Networks are kept beside the results as .saf
 Rows that end in before are the runs of start and improved as they were scored when inside was: merged at their own length with three quarters of Ward's
 exponent and without a prior. On sets whose photos have several shapes (msrc21, dubai) these and the rows of inside were scored in padded batches, which
 moved a score by up to a point; now each photo is scored alone.
+Rows two_sizes: as improved, with a teacher whose features are the mean of those at 320 and at 451 pixels.
 """
 import argparse, json, os, random, re, tempfile, time, warnings
 from pathlib import Path

@@ -212,10 +212,10 @@ def stream(self:ClusterCallback,
     images = min((o for o in limits if o), default=None)
     synced = self.team.size > 1 and model.training and any(
         isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    sides = []
     for i, x in enumerate(self._batches(images)):
         n, zs = 0, [None for _ in which]*(2 if centre else 1)
-        if x is not None and not augment: # the size that the readout is made for
-            self.read_at = min(self.input_size(x))
+        if x is not None and not augment: sides.append(min(self.input_size(x)))
         if x is not None and not (i and len(x) == 1 and model.training): # BatchNorm
             n, drawn = len(x), self.draw(x) if augment else (None,)
             fs = model(*(self.view(v, x, drawn) if augment else self.plain(x)
@@ -228,6 +228,7 @@ def stream(self:ClusterCallback,
         elif synced: # each BatchNorm waits for all processes
             model(*[torch.zeros(0, 3, 64, 64, device=self.team.device) for _ in which])
         if n := self.team.total(n): yield n, [self.team.gather(z) for z in zs]
+    if sides: self.read_at = sorted(sides)[len(sides)//2] # what the readout is made for
 
 @patch
 def sample(self:ClusterCallback,
@@ -608,8 +609,13 @@ def before_fit(self:ClusterCallback):
         raise ValueError("mixed_precision='fp16' of accelerate does not scale the loss in fastai, and small "
                          "gradients would be lost: use 'bf16', or learn.to_fp16()")
     from fastai.callback.mixup import MixHandler
+    from fastai.callback.tracker import SaveModelCallback
     if any(isinstance(o, MixHandler) for o in self.learn.cbs):
         raise ValueError("MixUp and CutMix mix labels, and there are none: leave them out")
+    if self.average < 1 and any(isinstance(o, SaveModelCallback) and not o.every_epoch
+                                for o in self.learn.cbs):
+        warnings.warn("SaveModelCallback brings back the weights of one epoch, which have "
+                      "not gone back to the start: leave it out, or train with average=1")
     self.busy = False # validation has the same event
     self.check()
 

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../nbs/11_learner.ipynb #8ef2f34d
-from .data.labels import LabelSet, palette
+from .data.labels import LabelSet, label_set, palette
 from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
 from .clustering import scores, upsampled_argmax
@@ -259,6 +259,24 @@ def _check_sizes(net, dls, size):
     for b in dls.valid if len(dls.loaders) > 1 else ():
         check(first(b), "validation images", f"picie_dls(size={side}, valid_crop='center')")
 
+def _check_data(dls, backbone, size):
+    coarsest = max(backbone.strides)
+    if not hasattr(dls.train, "new"):
+        raise ValueError("picie_learner needs loaders of fastai, not of torch: use picie_dls, or a DataBlock")
+    if size and size < 3*coarsest:
+        warnings.warn(f"size={size}: the coarsest features of {backbone.name} have {-(-size//coarsest)} "
+                      f"cells on a side, and clusters become whole images: use {5*coarsest} or more")
+
+def _check_white(dls, classes):
+    "Raise if a user's own masks may be black and white, which only `picie_dls` reads"
+    if len(classes) != 2 or not classes._unsure: return
+    seen = {*dls.valid.one_batch()[1].unique().tolist()}
+    if 0 in seen and classes.ignore in seen and 1 not in seen:
+        raise ValueError(
+            f"masks hold 0 and {classes.ignore}, never 1, and {classes.ignore} is not "
+            f"counted: if it is {classes.names[1]!r}, make it 1, or use picie_dls; if it is "
+            f"no class, give classes=LabelSet({list(classes.names)}, table={{0: 0, 1: 1}})")
+
 def _freeze_at(strides, stride:int)->int:
     "The deepest level up to `stride`; a network with one stride for all levels is frozen as a whole"
     return strides[0] if len(set(strides)) == 1 else max([o for o in strides if o <= stride], default=0)
@@ -266,10 +284,8 @@ def _freeze_at(strides, stride:int)->int:
 # %% ../nbs/11_learner.ipynb #6754d95d
 def _network(dls, backbone, cfg:PiCIEConfig, size)->tuple:
     "The network at its start, and the configuration as it allows it"
-    net, coarsest = PiCIENet(backbone, cfg.dim).to(dls.device), max(backbone.strides)
-    if size and size < 3*coarsest:
-        warnings.warn(f"size={size}: the coarsest features of {backbone.name} have {-(-size//coarsest)} cells on a "
-                      f"side, and clusters become whole images: use {5*coarsest} or more, small photos are enlarged")
+    _check_data(dls, backbone, size)
+    net = PiCIENet(backbone, cfg.dim).to(dls.device)
     if backbone.fixed:
         _check_sizes(backbone, dls, size)
         cfg = replace(cfg, view_scale=1.) # views of the one size, too
@@ -281,6 +297,7 @@ def _network(dls, backbone, cfg:PiCIEConfig, size)->tuple:
 def _wired(dls, net, cfg:PiCIEConfig, size, classes, metrics, cbs, path)->PiCIELearner:
     "A learner around the network"
     cluster, masks = cfg.callback(size), classes is not None and _has_masks(dls)
+    if masks: _check_white(dls, classes)
     scored = hungarian_metrics(cfg.n_clusters, classes) if masks else []
     learn = PiCIELearner(
         dls, net, loss_func=cfg.loss(), opt_func=ForeachAdam,
@@ -299,8 +316,8 @@ def picie_learner(
     preset:str="improved", # "improved", "paper" or "official"
     pretrained:bool=True, # start from pretrained weights?
     weights=None, # file or state dict with the backbone's weights, not to download them
-    classes:LabelSet=None, # classes of the validation masks, default `dls.labels`
-    metrics=None, # further metrics
+    classes=None, # of the validation masks, see `label_set`; default `dls.labels`
+    metrics=None, # further ones, of scores (B,K,h,w) and masks four times that size
     cbs=None, # further callbacks
     path=None, # folder for fastai's files, default `dls.path`
     **overrides, # any field of `PiCIEConfig` or `PublishedConfig`
@@ -309,7 +326,8 @@ def picie_learner(
     if not pretrained and weights is None: # no statistics, layers or teacher to keep
         overrides = dict(batchnorm="train", freeze=0, labels="snapshot") | overrides
     cfg = picie_config(preset, n_clusters=n_clusters, **overrides)
-    size, classes = getattr(dls, "size", None), classes or getattr(dls, "labels", None)
+    size = getattr(dls, "size", None)
+    classes = getattr(dls, "labels", None) if classes is None else label_set(classes)
     net = create_backbone(backbone, pretrained=pretrained, weights=weights)
     net, cfg = _network(dls, net, cfg, size)
     if cfg.fixed_views and getattr(dls, "crop", "center") == "random":
@@ -363,8 +381,9 @@ def score(self:PiCIELearner,
 )->Scores:
     "Accuracy and mIoU with fresh centroids, for several draws of K-means"
     if self.classes is None or dl is None and not _has_masks(self.dls):
-        raise ValueError("There are no masks to score against: "
-                         "give picie_dls masks= and labels=")
+        raise ValueError("There are no masks to score against, or nobody says what "
+                         "they mean: give picie_dls masks= and labels=, or "
+                         "picie_learner classes=")
     n_draws = _whole("n_draws", n_draws)
     if n_draws<1: raise ValueError(f"n_draws={n_draws}: give at least 1")
     refine = self.config.refine if refine is None else _whole("refine", refine)
@@ -382,11 +401,17 @@ def score(self:PiCIELearner,
 
 # %% ../nbs/11_learner.ipynb #9d2be417
 @patch
-def predict(self:PiCIELearner, item, *args, **kwargs)->tuple: # clusters (h,w), the same, scores (K,h,w)
-    "Clusters of one photo, given as `dls` has them; `with_input` puts the input before these"
+def predict(self:PiCIELearner,
+    item, # a photo as `dls` has them
+    rm_type_tfms=None, # how many of its transforms are left out
+    with_input:bool=False, # put the photo before the rest?
+)->tuple: # clusters (h,w), the same, scores (K,h,w)
+    "Clusters of one photo"
     if isinstance(item, str): item = Path(item)
-    *first, _, best, scores = super(PiCIELearner, self).predict(item, *args, **kwargs)
-    return (*first, best, best, scores) # fastai would decode the clusters as an image
+    dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+    x, scores, _, best = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+    first = [dl.decode((x,))[0][0]] if with_input else []
+    return (*first, best[0], best[0], scores[0]) # fastai would decode clusters as targets
 
 # %% ../nbs/11_learner.ipynb #804a9c75
 @patch
@@ -491,5 +516,6 @@ def stability(self:PiCIELearner,
     model, zs = unwrap(self.model).eval(), []
     for n, (z,) in self.cluster.stream(model, augment=False, least=256):
         zs.append(z.view(n, -1, z.shape[1]))
+    if not zs: raise ValueError("There are no training images: give learn.dls some")
     z = torch.cat(zs)
     return stability(z.flatten(0, 1), ks, z.shape[1], n_leaves, **kwargs)

@@ -30,18 +30,21 @@ def merge_tree(
         res[ids<0] = res[i] = np.inf
         return res
     costs = np.stack([cost(i) for i in range(k)])
-    near = costs.argmin(1) # the cheapest partner of each
+    near, low = costs.argmin(1), costs.min(1) # the cheapest partner of each, and the cost;
+    old = np.zeros(k, bool) # or where this is old, a lower bound
     for step in range(k-1):
-        low = costs[np.arange(k), near]
-        a, b = sorted((i := low.argmin(), near[i]), key=lambda i: ids[i])
+        while old[i := low.argmin()]:
+            near[i], low[i], old[i] = costs[i].argmin(), costs[i].min(), False
+        a, b = sorted((i, near[i]), key=lambda i: ids[i])
         rows.append((ids[a], ids[b], (2*low[i])**.5, leaves[a]+leaves[b]))
         if n[a]+n[b]: mu[a] = (n[a]*mu[a]+n[b]*mu[b])/(n[a]+n[b])
         n[a], leaves[a] = n[a]+n[b], leaves[a]+leaves[b]
         ids[a], ids[b] = k+step, -1
-        costs[a] = costs[:, a] = cost(a)
-        costs[b] = costs[:, b] = np.inf
-        new = (near==a)|(near==b)|(costs[:, a]<=low) # who may have another partner now
-        near[new] = costs[new].argmin(1)
+        costs[a] = costs[:, a] = now = cost(a)
+        costs[b] = costs[:, b] = low[b] = np.inf
+        old = (old | (near==b) | (near==a)&(now>low) | (now==low)) & (now>=low)
+        near[now<low], low = a, np.minimum(low, now)
+        near[a], low[a], old[a] = now.argmin(), now.min(), False
     return np.array(rows).reshape(-1, 4)
 
 # %% ../nbs/07_regions.ipynb #ef4e4c88

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from importlib.resources import files as resources
 from importlib.util import find_spec
-from numbers import Integral
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
@@ -364,7 +363,8 @@ def named(self:Segmenter,
     new, numbers = list(self.labels.names), [self._number(c) for c in names]
     if len(set(numbers)) < len(names):
         raise ValueError(f"two names for one cluster: {names}")
-    for c, name in zip(numbers, names.values()): new[c] = str(name)
+    for c, name in zip(numbers, names.values()):
+        new[c] = "" if name is None else str(name)
     return self._with(names=new)
 
 @patch
@@ -433,7 +433,9 @@ def _owners(self:Segmenter, classes:dict)->dict:
     "{cluster: class} of the clusters that are merged"
     names, owner = list(self.labels.names), {}
     for name, clusters in classes.items():
-        for c in map(self._number, [clusters] if isinstance(clusters, (Integral, str)) else clusters):
+        clusters = getattr(clusters, "tolist", lambda: clusters)()
+        one = isinstance(clusters, str) or not hasattr(clusters, "__iter__")
+        for c in map(self._number, [clusters] if one else clusters):
             if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} "
                                             f"and of {name!r}: choose one")
             owner[c] = str(name).strip()

@@ -1,13 +1,15 @@
 "What goes on with a plausible wrong answer in a learner: scores without masks, yesterday's teacher, a lost size, layers that thaw"
-import numpy as np, pytest, torch, warnings
+import numpy as np, pytest, random, torch, warnings
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import SaveModelCallback
 from fastai.data.block import DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import RandomSplitter
 from fastai.learner import Metric, load_learner
 from fastai.vision.augment import Resize
-from fastai.vision.data import ImageBlock
+from fastai.vision.data import ImageBlock, ImageDataLoaders, SegmentationDataLoaders
 from PIL import Image
 from torch.nn.functional import normalize
 from picie_nb.all import *
@@ -231,11 +233,89 @@ def test_sizes_at_which_clusters_are_whole_images(make, tmp_path, size):
     assert any("test_efficientnet have 2 cells" in str(o.message) for o in seen) == (size == 64)
 
 
+def blocks(folder, mask=None, **kw):
+    "A user's own data: photos, perhaps with masks that `mask` makes of an index"
+    files, where = image_files(photos(folder/"photos", 8)), folder/"masks"
+    if not mask: return DataBlock((ImageBlock,), get_items=lambda _: files, splitter=RandomSplitter(.25, 1), **kw).dataloaders(folder, bs=4)
+    where.mkdir()
+    for i, f in enumerate(files): Image.fromarray(mask(i)).save(where/f.name)
+    return SegmentationDataLoaders.from_label_func(folder, files, lambda f: where/f.name, codes=["ground", "thing"], bs=4, valid_pct=.25, seed=1)
+
+
+def halves(value): # black and white
+    return lambda i: np.repeat(np.array([[0, value]], np.uint8), 48, 0).repeat(20, 1)
+
+
+@pytest.mark.parametrize("value, classes, ok", [
+    (255, ["ground", "thing"], False), (1, ["ground", "thing"], True), (1, "ground, thing", True),
+    (255, LabelSet(["ground", "thing"], table={0: 0, 1: 1}), True), (255, ["ground", "thing", "else"], True)])
+def test_black_and_white_masks_of_a_data_block(make, tmp_path, value, classes, ok):
+    "White would not be counted, and accuracy would be that of the background"
+    d = blocks(tmp_path, halves(value))
+    if ok: assert make(dls=d, k=2, classes=classes).score(1).acc >= 0
+    else:
+        with pytest.raises(ValueError, match="hold 0 and 255, never 1"): make(dls=d, k=2, classes=classes)
+
+
+def test_masks_that_nobody_explains(make, tmp_path):
+    with pytest.raises(ValueError, match="picie_learner classes="): make(dls=blocks(tmp_path, halves(1))).score(1)
+
+
+def test_size_in_use_of_photos_of_many_sizes(make, tmp_path):
+    "Not that of the photo that came last"
+    for i in range(8): Image.new("RGB", (64+8*i,)*2, (i, 0, 0)).save(tmp_path/f"{i}.png")
+    def size(seed):
+        d = DataBlock((ImageBlock,), get_items=image_files, splitter=lambda o: (range(7), [7])).dataloaders(tmp_path, bs=1)
+        torch.manual_seed(seed), random.seed(seed)
+        return picie_learner(d, "test_efficientnet", 4, pretrained=False).segmenter().size
+    assert [size(i) for i in range(3)] == [88]*3
+
+
+def test_the_best_epoch_is_not_on_its_way_back(make):
+    with pytest.warns(UserWarning, match="SaveModelCallback brings back"):
+        make(n=24, labels="start", average=.5).fit(1, cbs=SaveModelCallback(monitor="valid_loss"))
+
+
+def test_loaders_of_torch(make):
+    d = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(8, 3, 32, 32)), batch_size=4)
+    with pytest.raises(ValueError, match="loaders of fastai, not of torch"): make(dls=DataLoaders(d, d))
+
+
+def test_prediction_of_photos_that_have_categories(make, tmp_path):
+    files = image_files(photos(tmp_path/"photos", 8))
+    l = make(dls=ImageDataLoaders.from_path_func(tmp_path, files, lambda f: f.stem[-1], bs=4, valid_pct=.25))
+    x, best, again, s = l.predict(files[0], with_input=True)
+    assert x.shape == (3, 48, 40) and s.shape == (4, 12, 10) and torch.equal(best, s.argmax(0)) and torch.equal(best, again)
+
+
+def test_centroids_of_one_draw_are_scored(make):
+    l = make(n=8)
+    mu = l.cluster.fresh(1)[0]
+    assert l.score(draws=mu).acc == l.score(draws=[mu]).acc == l.score(draws=mu[None]).acc
+
+
+@pytest.mark.parametrize("form", ["{}_mask.png", "{}.png", "{}-labels.png"])
+def test_photos_and_masks_in_one_folder(tmp_path, form):
+    files = image_files(photos(tmp_path/"photos", 8))
+    for f in files:
+        Image.open(f).save(f.with_suffix(".jpg"))
+        f.rename(f.with_name(form.format(f.stem)))
+    with pytest.warns(UserWarning, match="16 images have the name of another.*if these are masks"): picie_dls(tmp_path/"photos", size=32, bs=4)
+
+
+def test_names_that_look_alike_are_no_masks(tmp_path):
+    files = image_files(photos(tmp_path/"photos", 8))
+    for i, f in enumerate(files): f.rename(f.with_name(("street_day", "street_night", "street")[i%3]+f"_{i//3}.png"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        picie_dls(tmp_path/"photos", size=32, bs=4)
+
+
 @pytest.mark.parametrize("z", [np.random.default_rng(0).random((50, 4), dtype=np.float32), torch.rand(50, 4)])
 def test_kmeans_takes_arrays(z): assert kmeans(z, 3).centroids.shape == (3, 4)
 
 
-@pytest.mark.parametrize("ids", [np.int64(1), 1, "cluster 1", (1, np.int32(2)), [1], np.array([1, 2])])
+@pytest.mark.parametrize("ids", [np.int64(1), 1, "cluster 1", (1, np.int32(2)), [1], np.array([1, 2]), torch.tensor(1)])
 def test_ids_of_clusters(ids):
     seg = Segmenter(PiCIENet(create_backbone("test_efficientnet", pretrained=False), 16), torch.randn(5, 16), size=32)
     assert "a" in seg.merged({"a": ids}).labels.names

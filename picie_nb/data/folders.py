@@ -375,6 +375,20 @@ def _drawn(files, mask_of): # masks of these, which may lie among them
             if (m := Path(mask_of(f)).resolve())!=f.resolve(): res.add(m)
     return res
 
+def _check_companions(files): # are photos and masks together, as a.jpg and a_mask.png?
+    named = {}
+    for f in files: named.setdefault((f.parent, f.stem), []).append(f)
+    def first(f): # whose name this has, with another ending or a word more
+        more = re.fullmatch(r'(.+)[-_. ][A-Za-z]+', f.stem)
+        same = named[f.parent, f.stem]+(named.get((f.parent, more[1]), []) if more else [])
+        return next((o for o in same if o!=f), None)
+    twins = [(f, o) for f in files if (o := first(f))]
+    if len(twins)>len(files)/4:
+        a, b = twins[0]
+        warnings.warn(f'{len(twins)} of {len(files)} images have the name of another, as {a.name} and '
+                      f'{b.name}: if these are masks, training sees them as photos; keep them in a folder of '
+                      'their own, or give a list of the photos', stacklevel=4)
+
 def _split_files(path, valid, seed, masks=None):
     inside = Path(masks).resolve() if isinstance(masks, (str, Path)) else None
     def images(o): return [f for f in _files(o) if inside not in f.resolve().parents]
@@ -384,6 +398,7 @@ def _split_files(path, valid, seed, masks=None):
     files, given = ([f for f in o if f.resolve() not in drawn] for o in (files, given))
     if not files:
         raise ValueError(f'masks={masks} holds all the images: keep images and masks in two folders')
+    _check_companions(files)
     if isinstance(valid, (int, float)):
         if not 0<valid<1:
             raise ValueError(f'valid={valid}: give a fraction between 0 and 1, a folder or a list')

@@ -579,7 +579,7 @@ def _pair(b): # (images, masks) of a batch
 @torch.no_grad()
 def score_draws(
     net, # from images (B,3,H,W) in [0,1] to features (B,D,h,w)
-    draws:list, # centroids (K,D), one tensor for each draw; or one of all, (n,K,D)
+    draws:list, # centroids (K,D) of each draw, or of one; or a tensor of all, (n,K,D)
     batches, # (images, masks), on the network's device
     classes:LabelSet, # of the masks
     readout:str="dot", # scores of pixels against centroids, see `scores`
@@ -589,6 +589,7 @@ def score_draws(
 )->Scores:
     "Accuracy, mIoU, borders and position of several sets of centroids on the same features"
     if not len(draws): raise ValueError("there are no draws to score: give at least one")
+    if getattr(draws, "ndim", 3) == 2: draws = draws[None]
     net, k, C, ignore = net.eval(), len(draws[0]), len(classes), classes.ignore
     counts = [(ConfusionMatrix(k, C, ignore), BoundaryF(ignore=ignore), PositionShare(k, C, ignore))
               for _ in draws]

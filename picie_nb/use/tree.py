@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from ..clustering import assign, kmeans, sample_pixels
 from ..data.folders import open_image
-from ..data.labels import palette
+from ..data.labels import palette, _whole
 from ..fpn import PiCIENet
 from ..regions import cut_tree, merge_clusters, merge_tree, with_prior, _nodes
 from ..segmenter import Segmenter, _tensor
@@ -55,6 +55,7 @@ def at(self:ClusterTree,
     names=None, # as in `Segmenter`
 )->Segmenter:
     "A segmenter with K clusters"
+    k = _whole(k, 'k')
     groups, node = cut_tree(self.tree, k), _nodes(self.tree, k)
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
     mu, counts = merge_clusters(self.centroids, self.counts, groups)
