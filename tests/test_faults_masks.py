@@ -207,13 +207,15 @@ def test_filled_up_batches_are_not_ignored_pixels(void, tmp_path):
     assert s.ignored == pytest.approx(.5*void, abs=.02) and metric.score().ignored == pytest.approx(.5*void, abs=.02)
 
 
-def test_the_learner_warns(tmp_path):
+def test_the_learner_asks(tmp_path):
     "Batches of somebody's own, with the object as 255"
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     y = torch.from_numpy(255*HALF)
     dl = DataLoader([(torch.rand(3, 24, 32), y)]*4, bs=2)
-    learn = picie_learner(DataLoaders(dl, dl, device="cpu"), "test_efficientnet", 2, pretrained=False, classes=LabelSet(PAIR))
+    def make(classes): return picie_learner(DataLoaders(dl, dl, device="cpu"), "test_efficientnet", 2, pretrained=False, classes=classes)
+    with pytest.raises(ValueError, match="255 is not counted"): make(LabelSet(PAIR))
+    learn = make(LabelSet(PAIR, table={0: 0, 1: 1})) # so 255 is no class
     s, said = told(lambda: learn.score(1)[0])
     assert any("only class 'background' of 2 occurs in the masks, 50% of the pixels are ignored" in o for o in said) and s.n_true == 1
 
