@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../nbs/11_learner.ipynb #8ef2f34d
+from .data.folders import _open_whole
 from .data.labels import LabelSet, label_set, palette
 from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
@@ -402,12 +403,14 @@ def score(self:PiCIELearner,
 # %% ../nbs/11_learner.ipynb #9d2be417
 @patch
 def predict(self:PiCIELearner,
-    item, # a photo as `dls` has them
+    item, # a photo as `dls` has them; for `picie_dls`, whatever `open_image` takes
     rm_type_tfms=None, # how many of its transforms are left out
     with_input:bool=False, # put the photo before the rest?
 )->tuple: # clusters (h,w), the same, scores (K,h,w)
     "Clusters of one photo"
     if isinstance(item, str): item = Path(item)
+    size = getattr(self.dls, "size", None) # photos in memory are resized like files
+    if size and not isinstance(item, Path): item = _open_whole(item, size)
     dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
     x, scores, _, best = self.get_preds(dl=dl, with_input=True, with_decoded=True)
     first = [dl.decode((x,))[0][0]] if with_input else []

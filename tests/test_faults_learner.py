@@ -9,6 +9,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import RandomSplitter
 from fastai.learner import Metric, load_learner
 from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, ImageDataLoaders, SegmentationDataLoaders
 from PIL import Image
 from torch.nn.functional import normalize
@@ -286,6 +287,13 @@ def test_prediction_of_photos_that_have_categories(make, tmp_path):
     l = make(dls=ImageDataLoaders.from_path_func(tmp_path, files, lambda f: f.stem[-1], bs=4, valid_pct=.25))
     x, best, again, s = l.predict(files[0], with_input=True)
     assert x.shape == (3, 48, 40) and s.shape == (4, 12, 10) and torch.equal(best, s.argmax(0)) and torch.equal(best, again)
+
+
+def test_photos_in_memory_are_predicted_like_files(make, folder):
+    l, f = make(dls=folder), folder.valid_ds.items[0]
+    want = l.predict(f)[2]
+    for item in (str(f), Image.open(f), PILImage.create(f), np.array(Image.open(f))):
+        torch.testing.assert_close(l.predict(item)[2], want)
 
 
 def test_centroids_of_one_draw_are_scored(make):
