@@ -28,7 +28,7 @@ from .data.folders import _open_whole
 from .data.labels import LabelSet, label_set, palette
 from .backbone import create_backbone, freeze_
 from .fpn import PiCIENet, pca_init_
-from .clustering import scores, upsampled_argmax
+from .clustering import assign, scores, upsampled_argmax, _add_
 from .regions import refined_scores
 from .evaluate.metrics import hungarian, hungarian_metrics
 from .evaluate.protocols import _FRESH
@@ -501,11 +501,12 @@ def cluster_tree(self:PiCIELearner,
 )->ClusterTree:
     "All numbers of clusters at once, from one pass over the training images"
     n_leaves, cb = _whole("n_leaves", n_leaves), self.cluster
-    z, = cb.sample(unwrap(self.model).eval(), False, least=256)
+    z, c = cb.sample(unwrap(self.model).eval(), False, least=256, centre=.5)
     if n_leaves > len(z): raise ValueError(f"n_leaves={n_leaves}, but there are only "
                                            f"{len(z)} points: use fewer")
     r, base = cb.kmeans(z, max(n_leaves, cb.n_clusters)), self.segmenter()
-    return ClusterTree(base.net, r.centroids, r.counts, size=base.size,
+    centred = _add_(torch.zeros_like(r.centroids), assign(z, r.centroids), c)
+    return ClusterTree(base.net, r.centroids, r.counts, centred=centred, size=base.size,
                        readout=base.readout, info=base.info, refine=base.refine)
 
 # %% ../nbs/11_learner.ipynb #6220a832

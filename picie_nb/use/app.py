@@ -10,7 +10,7 @@ __all__ = ['EXPORTS', 'PhotoProject', 'photo_pairs', 'TrainingProgress', 'folder
 
 # %% ../../nbs/use/app.ipynb #aa7daeed
 import importlib.util, ipywidgets as w, json, numpy as np, os, re, secrets, shutil, socket, subprocess, sys
-import tempfile, threading, time, torch, warnings, webbrowser
+import tempfile, threading, time, torch, torch.nn.functional as F, warnings, webbrowser
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -21,11 +21,10 @@ from IPython.display import HTML, display
 from ipyevents import Event
 from PIL import Image
 from ..backbone import efficientnet_lite0_weights
-from ..clustering import assign, kmeans, scores
+from ..clustering import assign, kmeans, scores, _add_
 from ..data.folders import image_files, open_image, picie_dls, readable
 from ..data.labels import _hex
 from ..learner import picie_learner
-from ..regions import cut_tree
 from ..segmenter import Hint, Segmentation, Segmenter, _has_name, _replacing
 from ..training.checkpoint import _found, _lock
 from .annotations import export_annotations
@@ -212,16 +211,18 @@ def folder_tree(
     max_images:int=100, # look at this many images at the most
 )->ClusterTree:
     "All merges of small clusters in these images"
-    g, zs = torch.Generator().manual_seed(0), []
+    g, zs, cs = torch.Generator().manual_seed(0), [], []
     for im in _some(list(images), 1, max_images):
         z = _features(segmenter, open_image(im)).cpu().flatten(1).T
         zs.append(z[torch.randperm(len(z), generator=g)[:400]])
+        cs.append(F.normalize(zs[-1]-zs[-1].mean(0)/2, dim=1))
     z, fine = torch.cat(zs), segmenter.fine
     if fine is None or len(fine) < 30:
-        r = kmeans(z, min(n_leaves, len(z)), generator=g)
-        fine, n = r.centroids, r.counts
-    else: n = torch.bincount(assign(z, fine.cpu()), minlength=len(fine))
-    return ClusterTree(segmenter.net, fine, n, size=segmenter.size, tau=segmenter.tau,
+        fine = kmeans(z, min(n_leaves, len(z)), generator=g).centroids
+    y, fine = assign(z, fine.cpu()), fine.cpu()
+    centred = _add_(torch.zeros_like(fine), y, torch.cat(cs))
+    return ClusterTree(segmenter.net, fine, y.bincount(minlength=len(fine)),
+                       centred=centred, size=segmenter.size, tau=segmenter.tau,
                        readout=segmenter.readout, info=segmenter.info,
                        refine=segmenter.refine, tile=segmenter.tile)
 
@@ -232,7 +233,7 @@ def recut(
     k:int, # number of clusters
 )->Segmenter:
     "Cut the tree at K, and keep the names"
-    new, size = tree.at(k), cut_tree(tree.tree, k).bincount(tree.counts)
+    new, size = tree.at(k), tree.groups(k).bincount(tree.counts)
     mu = _points(new).T[None, :, :, None]
     s = segmenter._grouped(scores(mu, segmenter.centroids, segmenter.readout))
     owner = s[0, :, :, 0].argmax(0).tolist()

@@ -27,12 +27,15 @@ class ClusterTree:
         counts:Tensor, # points in each cluster, (n,)
         power:float=.5, # how much size counts in merging, see `merge_tree`
         prior:float=.05, # how much frequency counts, see `with_prior`
+        centred:Tensor=None, # less half of their images' means, (n,D); for K = 2
         **kwargs # of `Segmenter`: size, readout, tau, info, refine
     ):
         self.net, self.kwargs = net.eval(), kwargs
         self.centroids, self.counts = centroids.detach().cpu(), counts.detach().cpu()
         self.prior = prior
         self.tree = merge_tree(F.normalize(self.centroids), self.counts, power)
+        self.two = self.tree
+        if centred is not None: self.two = merge_tree(F.normalize(centred), self.counts)
         self.colors = self._colors()
     def __repr__(self): return f"ClusterTree: 1 to {len(self.centroids)} clusters"
 
@@ -50,15 +53,24 @@ def _colors(self:ClusterTree):
 
 # %% ../../nbs/use/tree.ipynb #6f296056
 @patch
+def groups(self:ClusterTree,
+    k:int, # number of clusters
+)->Tensor: # (n,) int64
+    "Which of the K each small cluster is part of"
+    return cut_tree(self.two if k == 2 else self.tree, k)
+
+@patch
 def at(self:ClusterTree,
     k:int, # number of clusters
     names=None, # as in `Segmenter`
 )->Segmenter:
     "A segmenter with K clusters"
     k = _whole(k, 'k')
-    groups, node = cut_tree(self.tree, k), _nodes(self.tree, k)
+    groups, node = self.groups(k), _nodes(self.tree, k)
     colors = [self.colors[node[(groups == g).numpy()][0]] for g in range(k)]
     mu, counts = merge_clusters(self.centroids, self.counts, groups)
+    if self.two is not self.tree and k == 2: # the larger has the first colour
+        colors = palette(2)[(counts < counts.max()).long()]
     if self.kwargs.get("readout", "dot") == "dot":
         mu = with_prior(mu, counts, self.prior)
     return Segmenter(self.net, mu, names=names, colors=np.stack(colors),
