@@ -265,8 +265,9 @@ def _check_data(dls, backbone, size):
     if not hasattr(dls.train, "new"):
         raise ValueError("picie_learner needs loaders of fastai, not of torch: use picie_dls, or a DataBlock")
     if size and size < 3*coarsest:
-        warnings.warn(f"size={size}: the coarsest features of {backbone.name} have {-(-size//coarsest)} "
-                      f"cells on a side, and clusters become whole images: use {5*coarsest} or more")
+        n = -(-size//coarsest)
+        warnings.warn(f"size={size}: the coarsest features of {backbone.name} are a grid of {n} x {n}, "
+                      f"and clusters become whole images: use {5*coarsest} or more")
 
 def _check_white(dls, classes):
     "Raise if a user's own masks may be black and white, which only `picie_dls` reads"

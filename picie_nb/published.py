@@ -24,6 +24,15 @@ class PublishedCallback(ClusterCallback):
     "`ClusterCallback` with the habits of the published code, each behind a switch"
     name = "cluster" # on the learner
     def __init__(self, *args,
+        aux_clusters:int=0, # clusters of a second, finer clustering (+H); 0: none
+        metric:str="euclidean", # by which pixels find their centroid; or "cosine"
+        readout:str="dot", # the same in use: "dot", "euclidean" or "cosine"
+        balance:str="none", # weight of each cluster in the loss, see `balance_weights`
+        spherical:bool=False, # keep K-means centroids at unit length?
+        n_iter:int=20, # K-means iterations
+        init:str="random", # K-means start: "random" or "k-means++"
+        n_init:int=1, # K-means restarts, the best is kept
+        engine:str="auto", # of K-means: "torch", "faiss" or "auto", see `kmeans`
         fixed_views:bool=False, # draw P and G once for each image and epoch?
         colours_first:bool=False, # change colours on the whole batch, before the crop?
         plain_crop:bool=False, # train on G(x), though K-means and labels see G(P2 x)?
@@ -35,9 +44,9 @@ class PublishedCallback(ClusterCallback):
         **kwargs # as in `ClusterCallback`
     ):
         super().__init__(*args, **kwargs)
-        store_attr("fixed_views,colours_first,plain_crop,init_images,update_images")
-        store_attr("cluster_batchnorm,counts,centroids")
+        store_attr(but="args,kwargs")
         self.seed = 0
+        if aux_clusters: self.ks.append(aux_clusters)
         ways = dict(cluster_batchnorm=("eval", "train"), counts=("sample", "all"),
                     centroids=("fresh", "epoch"))
         for k, (a, b) in ways.items():

@@ -435,7 +435,9 @@ def _owners(self:Segmenter, classes:dict)->dict:
     for name, clusters in classes.items():
         clusters = getattr(clusters, "tolist", lambda: clusters)()
         one = isinstance(clusters, str) or not hasattr(clusters, "__iter__")
-        for c in map(self._number, [clusters] if one else clusters):
+        clusters = [clusters] if one else [*clusters]
+        if not clusters: raise ValueError(f"{name!r} has no clusters: name some, or leave it out")
+        for c in map(self._number, clusters):
             if c in owner: raise ValueError(f"cluster {c} ({names[c]}) is to be part of {owner[c]!r} "
                                             f"and of {name!r}: choose one")
             owner[c] = str(name).strip()

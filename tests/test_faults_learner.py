@@ -231,7 +231,7 @@ def test_sizes_at_which_clusters_are_whole_images(make, tmp_path, size):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         make(dls=dls)
-    assert any("test_efficientnet have 2 cells" in str(o.message) for o in seen) == (size == 64)
+    assert any("test_efficientnet are a grid of 2 x 2" in str(o.message) for o in seen) == (size == 64)
 
 
 def blocks(folder, mask=None, **kw):
