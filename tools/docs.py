@@ -81,7 +81,7 @@ def api_index(proc:Path):
     (proc/"api.qmd").write_text("\n".join(lines), encoding="utf-8")
 
 def signatures(page:str)->str:
-    "Signatures as the source has them: short names, the comment of `**kwargs`; none where the source stands open below; of a dataclass its fields with their comments, opened, instead"
+    "Signatures as the source has them: short names, the comment of `**kwargs`; none of a method whose source stands open below; of a dataclass its fields with their comments, opened, instead"
     page = re.sub(r'__main__(<span class="op">\.</span>|\.)', "", page)
     page = re.sub(r':NoneType(?=<span class="op">=</span>)', "", page)
     page = re.sub(r'<span class="op">&lt;</span>factory<span class="op">&gt;</span>', "...", page)
@@ -91,7 +91,7 @@ def signatures(page:str)->str:
     shown = set(re.findall(r"@dataclass(?:\([^)]*\))?\s+class (\w+)", whole)) # others keep their signature
     told = {(f, name): what for f, body in re.findall(r"def (\w+)\([^\n]*\n((?:[^\n)][^\n]*\n)+)\s*\)", whole) for name, what in re.findall(r"\*(\w+),? # ([^\n]+)\n", body)}
     cells = re.findall(r"<details( open)?[^>]*>((?:(?!</details>).)*)</details>", page, flags=re.S)
-    opened, closed = ({n for is_open, c in cells if bool(is_open) == o for n in re.findall(r"^(?:def|class) (\w+)", plain(c), re.M)} for o in (True, False))
+    opened, closed = ({n for is_open, c in cells if bool(is_open) == o for n in re.findall(r"^def (\w+)\(self:", plain(c), re.M)} for o in (True, False))
     def block(m):
         name = re.fullmatch(r"def (\w+)\(.*\)(?:->.*)?:.*", plain(m[0].partition("<button")[0]), re.S)
         if name and ("->None:" in plain(m[0]) and name[1] in shown or name[1] in opened-closed): return ""
