@@ -128,7 +128,7 @@ def _write_json(path, obj):
     return path
 
 # %% ../nbs/cli.ipynb #df7467b9
-def _writable(path, what:str)->Path:
+def _writable(path, what:str, begins=rb"\s*[{[]")->Path: # with this begins what is written: JSON
     "`path` if a file can be made there; better to know before an hour of training than after"
     if str(path) == "-":
         if what == "--json": return path
@@ -137,10 +137,23 @@ def _writable(path, what:str)->Path:
     if path.is_dir(): raise ValueError(f"{what} {path} is a folder: give the name of a file")
     if path.exists() and not path.is_file(): # it would be replaced
         raise ValueError(f"{what} {path} is a device or a pipe: give the name of a file")
+    if begins and path.exists():
+        with path.open("rb") as f: head = f.read(2**20)
+        if head and not re.match(begins, head):
+            raise ValueError(f"{what} {path} is another kind of file, and would be replaced: "
+                             "give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{what} {path}: no permission to write there")
     return path
+
+_OURS = rb"(?s).*(drawn by picie_nb|[Mm]atplotlib)" # pictures
+
+def _apart(*files):
+    "ValueError if two files that will be written have one name"
+    files = [Path(f).resolve() for f in files if f and str(f) != "-"]
+    for i, f in enumerate(files):
+        if f in files[:i]: raise ValueError(f"{f} is the name of two files: give another")
 
 def _at_least_one(**numbers):
     for name, n in numbers.items():
@@ -233,12 +246,11 @@ def _remove(run):
 
 def _targets(out, json):
     "What a training writes: segmenter, report, folder of checkpoints, contact sheet"
-    out, json = _writable(out, "--out"), _writable(json, "--json") if json else None
+    out = _writable(out, "--out", None) # `_not_lost` looks into it
     if out.suffix != ".safetensors": raise ValueError(f"--out {out}: must end in .safetensors")
-    run, sheet = out.with_suffix(".run"), _writable(out.with_suffix(".sheet.png"), "contact sheet")
-    if json in (out, sheet):
-        raise ValueError(f"--json {json} is the name of another file that will be written: give another")
-    return out, json, run, sheet
+    run, sheet = out.with_suffix(".run"), out.with_suffix(".sheet.png")
+    _apart(out, json, _writable(sheet, "contact sheet", _OURS))
+    return out, _writable(json, "--json") if json else None, run, sheet
 
 def _not_lost(out):
     "ValueError if a file would be replaced that no training makes again"
@@ -764,7 +776,8 @@ def picie_gallery(
     from picie_nb.segmenter import Segmenter
     _need_images(paths, "picie-gallery")
     _at_least_one(patches=patches, max_images=max_images)
-    out, seg = _writable(out, "--out"), Segmenter.load(model)
+    _apart(model, out, json)
+    out, seg = _writable(out, "--out", rb"\s*<"), Segmenter.load(model)
     json = _writable(json, "--json") if json else None
     files = [f for f, _ in _jobs(paths)]
     gallery = cluster_gallery(seg, files, n=patches, max_images=max_images)
@@ -788,7 +801,9 @@ def picie_export(
     "Write a segmenter as ONNX or torch.export, or with named and merged clusters"
     from picie_nb.segmenter import Segmenter
     import picie_nb.use.deploy
-    out, seg = _writable(out, "OUT"), Segmenter.load(model)
+    _apart(out, json)
+    out, seg = _writable(out, "OUT", None), Segmenter.load(model)
+    if json: _writable(json, "--json")
     if out.suffix not in (".onnx", ".pt2", ".safetensors"):
         raise ValueError(f"OUT {out} must end in .onnx, .pt2 or .safetensors")
     sides = _sides(size, out)
@@ -840,8 +855,9 @@ def picie_evaluate(
     if bootstrap < 0: raise ValueError(f"--bootstrap {bootstrap}: must be 0 or more")
     if confusion: _check_picture(confusion)
     if matching: matching = matching.replace("-", "_")
+    _apart(json, confusion)
     json = _writable(json, "--json") if json else None
-    confusion = _writable(confusion, "--confusion") if confusion else None
+    confusion = _writable(confusion, "--confusion", _OURS) if confusion else None
     read = partial(evaluate_folders, true_dir=true_dir, protocol=protocol,
                    labels=labels, n_clusters=clusters, matching=matching,
                    resize="nearest" if resize else False, pred_suffix=pred_suffix,
@@ -887,7 +903,8 @@ def _confusion_picture(ev, path):
     from picie_nb.data.folders import _MARK
     fig = Figure(figsize=ev._fig_size(), layout="constrained")
     ev.plot_confusion(fig.subplots())
-    fig.savefig(path, dpi=120, metadata={"Comment": _MARK} if Path(path).suffix.lower() == ".png" else None)
+    marks = {".png": dict(metadata={"Comment": _MARK}), ".jpg": dict(pil_kwargs={"comment": _MARK})}
+    fig.savefig(path, dpi=120, **marks.get(Path(path).suffix.lower(), {})) # others name Matplotlib
     return path
 
 # %% ../nbs/cli.ipynb #5ab0e1f1

@@ -320,3 +320,36 @@ def test_outlines_of_an_earlier_map(world, tmp_path, capsys):
     assert geo("b.safetensors", polygons=4) == 0
     (out/"x.geojson").unlink()
     assert geo("a.safetensors") == 0 and not (out/"x.geojson").exists()
+
+
+def test_outputs_replace_no_file_of_another_kind(world, photos, tmp_path, capsys):
+    "A report is not written over a photo, nor a picture over a mask, nor one output over the other"
+    from picie_nb.cli import picie_evaluate, picie_export, picie_gallery
+    a, photo, page, report = str(world/"a.safetensors"), photos/"0.png", tmp_path/"g.html", tmp_path/"r.json"
+    (tmp_path/"p").mkdir(); Image.fromarray(np.uint8([[0, 1], [1, 1]])).save(tmp_path/"p/0.png")
+    score = lambda **kw: picie_evaluate(str(tmp_path/"p"), str(tmp_path/"p"), labels="sky,road", bootstrap=0, quiet=True, **kw)
+    was = {f: f.read_bytes() for f in (photo, world/"a.safetensors", tmp_path/"p/0.png")}
+    for run in (lambda: picie_gallery(a, str(photos), out=str(photo), quiet=True), lambda: picie_gallery(a, str(photos), out=a, quiet=True),
+                lambda: segment(a, photo, out=str(tmp_path/"s"), json=str(photo)), lambda: score(json=str(tmp_path/"p/0.png")),
+                lambda: score(confusion=str(tmp_path/"p/0.png")), lambda: picie_export(a, str(tmp_path/"m.onnx"), json=str(photo))):
+        with pytest.raises(ValueError, match="another kind of file|name of two files"): run()
+    for run in (lambda: picie_gallery(a, str(photos), out=str(page), json=str(page)), lambda: score(json=str(tmp_path/"c.png"), confusion=str(tmp_path/"c.png")),
+                lambda: picie_export(a, str(tmp_path/"e.onnx"), json=str(tmp_path/"e.onnx"))):
+        with pytest.raises(ValueError, match="name of two files"): run()
+    assert all(f.read_bytes() == data for f, data in was.items()) and not (tmp_path/"m.onnx").exists()
+    for _ in range(2): # one's own are replaced
+        picie_gallery(a, str(photos), out=str(page), json=str(report), quiet=True)
+        for end in ("png", "jpg", "svg", "pdf"): score(json=str(report), confusion=str(tmp_path/f"c.{end}"))
+
+
+def test_shares_of_a_gallery_are_of_pixels(world, tmp_path):
+    "A small photo counts for less than a large one, as in the maps"
+    from picie_nb.use.gallery import cluster_gallery
+    seg, rng = Segmenter.load(world/"a.safetensors"), np.random.default_rng(0)
+    small, large = (np.uint8(rng.integers(0, 255, (n, n, 3))*[s, 1, 1-s]) for n, s in ((32, 1), (320, 0)))
+    both, one = (cluster_gallery(seg, o, n=1).shares for o in ([small, large], [large]))
+    assert np.abs(both-one).max() <= .0101 < np.abs(cluster_gallery(seg, [small], n=1).shares-one).max()
+
+
+def test_size_of_a_folder(world, photos):
+    with pytest.raises(ValueError, match="at most 16384"): segment(world/"a.safetensors", photos, size=99999)

@@ -126,7 +126,10 @@ def hungarian(
     "Match clusters and classes one to one so that most pixels are right"
     from scipy.optimize import linear_sum_assignment
     mat = _mat(mat)
-    rows, cols = linear_sum_assignment(mat.numpy(), maximize=True)
+    gain = mat.to(torch.float64, copy=True)
+    size = gain.sum(1, keepdim=True)/(gain.sum()+1) # less than a pixel in all
+    gain[:, gain.sum(0)==0] -= size # classes not there take the smallest clusters left
+    rows, cols = linear_sum_assignment(gain.numpy(), maximize=True)
     classes = torch.full((len(mat),), -1)
     classes[rows] = torch.as_tensor(cols)
     return classes

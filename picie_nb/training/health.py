@@ -79,9 +79,6 @@ def after_train(self:ClusterHealth):
     if not self.warn or k < 4 or largest < .5 and effective > max(1.5, .1*k): return
     remedies = ["lower the learning rate"]
     if cb.labels != "start": remedies.append("keep the teacher with labels='start'")
-    if cb.balance in ("none", "proportional"):
-        more = "give small clusters more weight with balance='inverse'"
-        remedies.append(more)
     warnings.warn(f"epoch {self.epoch+1}: the clusters are collapsing. "
                   f"The largest of {k} has {self.now['largest']:.0%} of the pixels, "
                   f"{self.now['empty']} are empty, "

@@ -112,7 +112,7 @@ def cluster_gallery(
 )->ClusterGallery:
     "Look for the typical patches of each cluster"
     images, k = _some(list(_images(images)), n, max_images), len(segmenter.labels)
-    counts, borders = np.zeros(k, np.int64), np.zeros((k, k), np.int64)
+    counts, borders = np.zeros(k), np.zeros((k, k), np.int64)
     best, failed = [[] for _ in range(k)], {}
     for i, source in enumerate(images):
         try: im = open_image(source)
@@ -121,7 +121,8 @@ def cluster_gallery(
             continue
         s = segmenter._coarse(_tensor(im, segmenter.size))[0]
         c, m = s.argmax(0), margins(s)
-        counts += torch.bincount(c.flatten(), minlength=k).cpu().numpy()
+        pixels = im.width*im.height/c.numel() # of a cell
+        counts += pixels*torch.bincount(c.flatten(), minlength=k).cpu().numpy()
         borders += _border_counts(c, k)
         for j, (v, place) in enumerate(zip(*m.flatten(1).max(1))):
             if v <= 0 or len(best[j]) == n and v <= best[j][-1].margin: continue
