@@ -29,8 +29,8 @@ class Segmentations:
     ):
         size = segmenter.size if size is None else size
         if bs < 1 or not 1 <= size <= 2**14:
-            raise ValueError(f"bs={bs}, size={size}: at least one image, of at least "
-                             "one and at most 16384 pixels, enters the network at a time")
+            raise ValueError(f"bs={bs}, size={size}: at least one image enters at "
+                             "a time, of at least one and at most 16384 pixels")
         images = _images(images)
         self.segmenter, self.images, self.bs, self.size = segmenter, images, bs, size
         self.progress = progress
